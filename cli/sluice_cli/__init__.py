@@ -1,0 +1,1 @@
+"""`sluice`: local mode, mock upstream, offline validation, and the `kubectl sluice` verbs."""

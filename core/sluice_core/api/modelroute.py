@@ -1,0 +1,211 @@
+"""ModelRoute: where a call goes, by model, endpoint and headers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from sluice_core.api.base import (
+    ATOMIC,
+    DNS_LABEL,
+    HEADER_NAME,
+    LabelSelector,
+    Resource,
+    Status,
+    UpstreamRef,
+    Value,
+    keyed_by,
+    rules,
+)
+
+
+class Endpoint(StrEnum):
+    """The OpenAI operations that policy distinguishes; everything else under /v1 is Other."""
+
+    CHAT_COMPLETIONS = "ChatCompletions"
+    RESPONSES = "Responses"
+    COMPLETIONS = "Completions"
+    EMBEDDINGS = "Embeddings"
+    IMAGES = "Images"
+    AUDIO = "Audio"
+    MODERATIONS = "Moderations"
+    FILES = "Files"
+    BATCHES = "Batches"
+    MODELS = "Models"
+    REALTIME = "Realtime"
+    OTHER = "Other"
+
+
+class HeaderMatch(Value, frozen=True, kw_only=True):
+    """A request header with an exact value."""
+
+    name: Annotated[
+        str, Meta(min_length=1, max_length=128, pattern=HEADER_NAME, description="Header name, in any case.")
+    ]
+    value: Annotated[str, Meta(max_length=1024, description="Exact value.")]
+
+
+class RuleMatch(Value, frozen=True, kw_only=True):
+    """Conditions on a call, all of which must hold; one that is absent always holds."""
+
+    models: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^*\s]*\*?$")], ...],
+        Meta(
+            max_length=32,
+            description='Requested models, exact or as a prefix ending in "*".',
+            extra_json_schema=ATOMIC,
+        ),
+    ] = ()
+    endpoints: Annotated[
+        tuple[Endpoint, ...], Meta(max_length=12, description="Operations.", extra_json_schema=ATOMIC)
+    ] = ()
+    headers: Annotated[
+        tuple[HeaderMatch, ...],
+        Meta(max_length=8, description="Request headers.", extra_json_schema=keyed_by("name")),
+    ] = ()
+
+
+class Target(Value, frozen=True, kw_only=True):
+    """An upstream and model that serve a rule, by weight."""
+
+    name: Annotated[
+        str, Meta(min_length=1, max_length=63, pattern=DNS_LABEL, description="Name in records and metrics.")
+    ] = "main"
+    upstream_ref: Annotated[UpstreamRef, Meta(description="Where calls go.")]
+    model: (
+        Annotated[str, Meta(min_length=1, max_length=128, description="Model to use; default the requested one.")]
+        | None
+    ) = None
+    weight: Annotated[int, Meta(ge=0, le=1_000_000, description="Share of calls, relative to the other targets.")] = 1
+
+
+class StaticAnswer(Value, frozen=True, kw_only=True):
+    """A fixed answer in the shape of the endpoint."""
+
+    message: Annotated[str, Meta(min_length=1, max_length=4096, description="Text of the answer.")]
+
+
+class Fallback(Value, frozen=True, kw_only=True):
+    """What is tried when all before it have failed: another upstream or model, or a fixed answer."""
+
+    upstream_ref: Annotated[UpstreamRef, Meta(description="Where calls go.")] | None = None
+    model: (
+        Annotated[str, Meta(min_length=1, max_length=128, description="Model to use; default the requested one.")]
+        | None
+    ) = None
+    static: Annotated[StaticAnswer, Meta(description="A fixed answer.")] | None = None
+
+
+FALLBACK_RULES = rules(
+    ("has(self.upstreamRef) != has(self.static)", "set exactly one of upstreamRef and static"),
+    ("!has(self.model) || has(self.upstreamRef)", "model needs upstreamRef"),
+)
+
+
+class CallLimits(Value, frozen=True, kw_only=True):
+    """Caps on a single call."""
+
+    max_input_tokens: (
+        Annotated[int, Meta(ge=1, le=100_000_000, description="Larger inputs are refused, by estimate.")] | None
+    ) = None
+    max_output_tokens: (
+        Annotated[int, Meta(ge=1, le=10_000_000, description="The requested output is cut down to this.")] | None
+    ) = None
+
+
+class Authorization(StrEnum):
+    """Whose key a call carries to the upstream."""
+
+    UPSTREAM = "Upstream"
+    APPLICATION = "Application"
+
+
+class OnClientDisconnect(StrEnum):
+    """What becomes of an upstream call whose client has gone."""
+
+    CANCEL = "Cancel"
+    DRAIN = "Drain"
+
+
+class RouteRule(Value, frozen=True, kw_only=True):
+    """Where the calls that match go."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=63,
+            pattern=DNS_LABEL,
+            description="Name of the rule; splits refer to it.",
+        ),
+    ]
+    match: Annotated[
+        tuple[RuleMatch, ...],
+        Meta(
+            max_length=16,
+            description="Alternatives, one of which must hold; none means all calls.",
+            extra_json_schema=ATOMIC,
+        ),
+    ] = ()
+    targets: Annotated[
+        tuple[Target, ...],
+        Meta(
+            min_length=1,
+            max_length=16,
+            description="Where calls go, by weight.",
+            extra_json_schema=keyed_by("name"),
+        ),
+    ]
+    fallbacks: Annotated[
+        tuple[Annotated[Fallback, Meta(extra_json_schema=FALLBACK_RULES)], ...],
+        Meta(max_length=8, description="What is tried in order when a target fails.", extra_json_schema=ATOMIC),
+    ] = ()
+    limits: Annotated[CallLimits, Meta(description="Caps on a single call.")] = CallLimits()
+    authorization: Annotated[
+        Authorization, Meta(description="Whose key is sent: the upstream's own, or the application's.")
+    ] = Authorization.UPSTREAM
+    on_client_disconnect: Annotated[
+        OnClientDisconnect,
+        Meta(description="Cancel closes the upstream call; Drain reads on to the usage report, for a bounded time."),
+    ] = OnClientDisconnect.CANCEL
+
+
+RULE_RULES = rules(
+    ("self.targets.exists(t, !has(t.weight) || t.weight > 0)", "at least one target needs a weight above 0"),
+)
+
+
+class ModelRouteSpec(Value, frozen=True, kw_only=True):
+    """Where the calls of some workloads go."""
+
+    workloads: Annotated[LabelSelector, Meta(description="Pods that use this route; default all.")] = LabelSelector()
+    rules: Annotated[
+        tuple[Annotated[RouteRule, Meta(extra_json_schema=RULE_RULES)], ...],
+        Meta(
+            min_length=1,
+            max_length=32,
+            description="Tried in order; the first that matches applies.",
+            extra_json_schema=keyed_by("name"),
+        ),
+    ]
+
+
+class ModelRouteStatus(Status, frozen=True, kw_only=True):
+    """What is observed about a route."""
+
+    pods: Annotated[int, Meta(ge=0, description="Pods that use this route.")] = 0
+    synced_pods: Annotated[
+        str, Meta(max_length=32, description='Pods that run the current policy, such as "12/12".')
+    ] = ""
+
+
+class ModelRoute(Resource, frozen=True, kw_only=True):
+    """Where a call goes, by model, endpoint and headers."""
+
+    spec: ModelRouteSpec
+    status: ModelRouteStatus = ModelRouteStatus()
+
+
+SPEC_RULES: dict[str, Any] = {}

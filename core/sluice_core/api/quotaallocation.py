@@ -1,0 +1,316 @@
+"""QuotaAllocation: how one upstream's capacity and money are shared among workloads and users."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from sluice_core.api.base import (
+    ATOMIC,
+    DNS_LABEL,
+    HEADER_NAME,
+    USD,
+    LabelSelector,
+    Resource,
+    SecretKeyRef,
+    Status,
+    UpstreamRef,
+    Value,
+    key_source,
+    keyed_by,
+    rules,
+)
+
+
+class Mode(StrEnum):
+    """Whether a limit refuses calls or only reports what it would refuse."""
+
+    ENFORCE = "Enforce"
+    SHADOW = "Shadow"
+
+
+class Priority(StrEnum):
+    """Rank in the waiting line, highest first."""
+
+    CRITICAL = "Critical"
+    REALTIME = "Realtime"
+    STANDARD = "Standard"
+    BATCH = "Batch"
+    LOW = "Low"
+
+
+class StoreType(StrEnum):
+    """Where capacity is counted."""
+
+    LEASES = "Leases"
+    REDIS = "Redis"
+
+
+class Store(Value, frozen=True, kw_only=True):
+    """Where capacity is counted: leases from the operator, or a Redis shared by several clusters."""
+
+    type: Annotated[StoreType, Meta(description="Leases: within this cluster. Redis: exact, across clusters.")] = (
+        StoreType.LEASES
+    )
+    url: (
+        Annotated[
+            str,
+            Meta(
+                min_length=8,
+                max_length=512,
+                pattern=r"^rediss?://[^\s@]+$",
+                description="Address of the Redis or Valkey server, without a password.",
+            ),
+        ]
+        | None
+    ) = None
+    secret_ref: Annotated[SecretKeyRef, Meta(description="Password of the Redis server.")] | None = None
+
+
+STORE_RULES = rules(
+    ("self.type != 'Redis' || has(self.url)", "store.url is required when store.type is Redis"),
+    ("self.type == 'Redis' || !has(self.url)", "store.url is only used when store.type is Redis; remove it"),
+)
+
+
+class UserClass(Value, frozen=True, kw_only=True):
+    """Limits of the users of one class."""
+
+    value: Annotated[str, Meta(min_length=1, max_length=63, description="Value of the class header.")]
+    requests_per_minute: (
+        Annotated[int, Meta(ge=0, le=100_000_000, description="Requests per minute and user; 0 means no limit.")] | None
+    ) = None
+    tokens_per_minute: (
+        Annotated[int, Meta(ge=0, le=1_000_000_000_000, description="Tokens per minute and user; 0 means no limit.")]
+        | None
+    ) = None
+
+
+class PerUser(Value, frozen=True, kw_only=True):
+    """Limits of each single user."""
+
+    key: key_source
+    requests_per_minute: (
+        Annotated[int, Meta(ge=0, le=100_000_000, description="Requests per minute and user; 0 means no limit.")] | None
+    ) = None
+    tokens_per_minute: (
+        Annotated[int, Meta(ge=0, le=1_000_000_000_000, description="Tokens per minute and user; 0 means no limit.")]
+        | None
+    ) = None
+    daily_usd: Annotated[str, Meta(max_length=16, pattern=USD, description="US dollars per day and user.")] | None = (
+        None
+    )
+    class_header: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=128,
+                pattern=HEADER_NAME,
+                description="Header that names the class of user.",
+            ),
+        ]
+        | None
+    ) = None
+    classes: Annotated[
+        tuple[UserClass, ...],
+        Meta(
+            max_length=16,
+            description="Limits of classes of users; others get the limits above.",
+            extra_json_schema=keyed_by("value"),
+        ),
+    ] = ()
+
+
+PER_USER_RULES = rules(
+    (
+        "!has(self.classes) || size(self.classes) == 0 || has(self.classHeader)",
+        "perUser.classes needs perUser.classHeader, the header that names the class",
+    ),
+)
+
+
+class Queue(Value, frozen=True, kw_only=True):
+    """How long calls wait for capacity before they are refused."""
+
+    max_wait_seconds: Annotated[int, Meta(ge=0, le=600, description="Longest wait; 0 refuses at once.")] = 10
+    max_length: Annotated[int, Meta(ge=0, le=10_000, description="Calls waiting at once, per pod.")] = 1000
+
+
+class OnExhausted(StrEnum):
+    """What happens to calls when a budget is spent."""
+
+    REJECT = "Reject"
+    DEGRADE = "Degrade"
+
+
+class Degraded(Value, frozen=True, kw_only=True):
+    """What calls become when a budget is spent and onExhausted is Degrade."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=128, description="Cheaper model to use.")] | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1, le=10_000_000, description="Longest output, in tokens.")] | None = None
+
+
+class Budget(Value, frozen=True, kw_only=True):
+    """Money per calendar day and month."""
+
+    daily_usd: Annotated[str, Meta(max_length=16, pattern=USD, description='US dollars per day, such as "100".')] | (
+        None
+    ) = None
+    monthly_usd: (
+        Annotated[str, Meta(max_length=16, pattern=USD, description='US dollars per month, such as "2500".')] | None
+    ) = None
+    alert_percents: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=1000)], ...],
+        Meta(
+            max_length=16,
+            description="Shares of the budget at which to alert, once each.",
+            extra_json_schema=ATOMIC,
+        ),
+    ] = (50, 75, 90, 100)
+    alert_url: (
+        Annotated[
+            str,
+            Meta(
+                max_length=512,
+                pattern=r"^https?://[^/?#\s@]+([/?][^\s]*)?$",
+                description="Address that receives alerts as JSON.",
+            ),
+        ]
+        | None
+    ) = None
+    on_exhausted: Annotated[OnExhausted, Meta(description="What happens to calls when the budget is spent.")] = (
+        OnExhausted.REJECT
+    )
+    degrade_to: (
+        Annotated[
+            Degraded,
+            Meta(description="What calls become under Degrade; default the route's first fallback with another model."),
+        ]
+        | None
+    ) = None
+    time_zone: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=64,
+            pattern=r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$",
+            description="IANA time zone whose days and months count.",
+        ),
+    ] = "UTC"
+
+
+BUDGET_RULES = rules(
+    ("has(self.dailyUSD) || has(self.monthlyUSD)", "set dailyUSD or monthlyUSD"),
+    (
+        "!has(self.degradeTo) || self.onExhausted == 'Degrade'",
+        "degradeTo is only used when onExhausted is Degrade",
+    ),
+)
+
+budget_field = Annotated[Budget, Meta(description="Money per calendar day and month.", extra_json_schema=BUDGET_RULES)]
+
+
+class Allocation(Value, frozen=True, kw_only=True):
+    """The share of one workload."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=63,
+            pattern=DNS_LABEL,
+            description="Name of the allocation in status and metrics.",
+        ),
+    ]
+    workloads: Annotated[LabelSelector, Meta(description="Pods that use this allocation; default all.")] = (
+        LabelSelector()
+    )
+    share_percent: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100,
+            description="Guaranteed share of the upstream's limits; idle share is lent to others.",
+        ),
+    ] = 0
+    priority: Annotated[Priority, Meta(description="Rank in the waiting line.")] = Priority.STANDARD
+    mode: Annotated[Mode, Meta(description="Overrides the mode of the whole resource.")] | None = None
+    per_user: (
+        Annotated[PerUser, Meta(description="Limits of each single user.", extra_json_schema=PER_USER_RULES)] | None
+    ) = None
+    queue: Annotated[Queue, Meta(description="How long calls wait for capacity.")] = Queue()
+    budget: budget_field | None = None
+
+
+class QuotaAllocationSpec(Value, frozen=True, kw_only=True):
+    """How one upstream's capacity and money are shared."""
+
+    upstream_ref: Annotated[UpstreamRef, Meta(description="The upstream whose limits are shared.")]
+    mode: Annotated[Mode, Meta(description="Enforce, or Shadow: report what would be refused, refuse nothing.")] = (
+        Mode.ENFORCE
+    )
+    store: Annotated[Store, Meta(description="Where capacity is counted.", extra_json_schema=STORE_RULES)] = Store()
+    budget: budget_field | None = None
+    allocations: Annotated[
+        tuple[Allocation, ...],
+        Meta(
+            min_length=1,
+            max_length=64,
+            description="Shares of workloads; the first one that selects a pod applies to it.",
+            extra_json_schema=keyed_by("name"),
+        ),
+    ]
+
+
+class AllocationStatus(Value, frozen=True, kw_only=True):
+    """Live figures of one allocation, over all its pods."""
+
+    name: Annotated[str, Meta(max_length=63, description="Name of the allocation.")]
+    pods: Annotated[int, Meta(ge=0, description="Pods that use it.")] = 0
+    granted_requests_per_minute: Annotated[int, Meta(ge=0, description="Requests per minute leased to its pods.")] = 0
+    granted_tokens_per_minute: Annotated[int, Meta(ge=0, description="Tokens per minute leased to its pods.")] = 0
+    used_requests: Annotated[int, Meta(ge=0, description="Requests in the last minute.")] = 0
+    used_tokens: Annotated[int, Meta(ge=0, description="Tokens in the last minute.")] = 0
+    waiting: Annotated[int, Meta(ge=0, description="Calls waiting in line.")] = 0
+    refused: Annotated[int, Meta(ge=0, description="Calls refused in the last minute; in Shadow, would be.")] = 0
+    spent_today_usd: Annotated[str, Meta(max_length=24, description="US dollars spent today.")] = "0"
+    spent_month_usd: Annotated[str, Meta(max_length=24, description="US dollars spent this month.")] = "0"
+    resets_at: Annotated[str, Meta(max_length=40, description="When the day's budget starts anew.")] = ""
+    runs_out_at: Annotated[
+        str,
+        Meta(max_length=40, description="When the budget will be spent at the present rate; empty if it lasts."),
+    ] = ""
+
+
+class QuotaAllocationStatus(Status, frozen=True, kw_only=True):
+    """What is observed about a quota."""
+
+    granted: Annotated[str, Meta(max_length=64, description="Capacity leased of capacity there is.")] = ""
+    used: Annotated[str, Meta(max_length=64, description="Use in the last minute.")] = ""
+    spent: Annotated[str, Meta(max_length=64, description="US dollars spent, of the budget.")] = ""
+    resets_at: Annotated[str, Meta(max_length=40, description="When the next budget window starts.")] = ""
+    synced_pods: Annotated[
+        str, Meta(max_length=32, description='Pods that run the current policy, such as "12/12".')
+    ] = ""
+    allocations: Annotated[
+        tuple[AllocationStatus, ...],
+        Meta(max_length=64, description="Live figures of each allocation.", extra_json_schema=keyed_by("name")),
+    ] = ()
+
+
+class QuotaAllocation(Resource, frozen=True, kw_only=True):
+    """How one upstream's capacity and money are shared among workloads and users."""
+
+    spec: QuotaAllocationSpec
+    status: QuotaAllocationStatus = QuotaAllocationStatus()
+
+
+SPEC_RULES: dict[str, Any] = rules(
+    (
+        "self.allocations.map(a, has(a.sharePercent) ? a.sharePercent : 0).sum() <= 100",
+        "the sharePercent of all allocations together is at most 100",
+    ),
+)

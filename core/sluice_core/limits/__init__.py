@@ -1,0 +1,1 @@
+"""Quotas: windows, admission, the waiting line, leases, budgets. Pure."""

@@ -1,0 +1,117 @@
+"""What a sidecar tells the control plane, and what it is told. An optimisation: without it the mounted files do alone.
+
+All counts are cumulative since the start of the sidecar's process, named by `instance`, so that a report may be lost,
+repeated or late without harm.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from sluice_core.api.base import Value
+from sluice_core.rollout.counts import ArmCounts
+
+_name = Annotated[str, Meta(max_length=512)]
+
+
+class PodRef(Value, frozen=True, kw_only=True):
+    """Which pod speaks. The control plane believes only what the token proves."""
+
+    namespace: _name
+    name: _name
+    uid: _name = ""
+
+
+class Demand(Value, frozen=True, kw_only=True):
+    """One pod's need in one dimension of one allocation.
+
+    `limit` names the dimension (see `sluice_core.limits.keys`). `held` is what the pod still holds: the larger of its
+    lease and what it used within the window. `used` is the use within the window, `wanted` what it would use.
+    """
+
+    limit: _name
+    held: int
+    used: int
+    wanted: int
+
+
+class Lease(Value, frozen=True, kw_only=True):
+    """Capacity in one dimension that one pod may use within any window, for `ttl_seconds` from the answer on."""
+
+    limit: _name
+    amount: int
+    ttl_seconds: float
+
+
+class Spend(Value, frozen=True, kw_only=True):
+    """Money settled by this instance under one budget, cumulative, in micro-dollars. `window` is a calendar day."""
+
+    budget: _name
+    window: _name
+    usd_micros: int
+
+
+class Exhausted(Value, frozen=True, kw_only=True):
+    """A budget that is spent, until the given Unix time."""
+
+    budget: _name
+    until: float
+
+
+class LimitObservation(Value, frozen=True, kw_only=True):
+    """A limit that the upstream itself reported in its `x-ratelimit-*` headers."""
+
+    upstream: _name
+    model: _name
+    dimension: _name
+    limit: int
+    remaining: int
+
+
+class AllocationGauge(Value, frozen=True, kw_only=True):
+    """The state of one allocation in one pod."""
+
+    quota: _name
+    allocation: _name
+    used_requests: int = 0
+    used_tokens: int = 0
+    waiting: int = 0
+    refused: int = 0
+
+
+class BreakerGauge(Value, frozen=True, kw_only=True):
+    """A breaker that is not closed."""
+
+    upstream: _name
+    model: _name
+    credential: _name
+    state: _name
+
+
+class SyncRequest(Value, frozen=True, kw_only=True):
+    """One report. `revision` is the policy that the sidecar runs."""
+
+    pod: PodRef
+    instance: _name
+    sequence: int
+    revision: _name = ""
+    config_error: Annotated[str, Meta(max_length=1024)] = ""
+    demands: Annotated[tuple[Demand, ...], Meta(max_length=1024)] = ()
+    counts: Annotated[tuple[ArmCounts, ...], Meta(max_length=256)] = ()
+    spends: Annotated[tuple[Spend, ...], Meta(max_length=1024)] = ()
+    observations: Annotated[tuple[LimitObservation, ...], Meta(max_length=256)] = ()
+    gauges: Annotated[tuple[AllocationGauge, ...], Meta(max_length=256)] = ()
+    breakers: Annotated[tuple[BreakerGauge, ...], Meta(max_length=256)] = ()
+    stopping: bool = False
+
+
+class SyncResponse(Value, frozen=True, kw_only=True):
+    """The answer: leases, spent budgets, the revision to run, and when to report again."""
+
+    sequence: int
+    revision: _name = ""
+    leases: tuple[Lease, ...] = ()
+    exhausted: tuple[Exhausted, ...] = ()
+    interval_seconds: float = 5.0
