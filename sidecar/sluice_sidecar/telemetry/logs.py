@@ -1,0 +1,28 @@
+"""Operational logs: one JSON object a line on standard error, for people on call. Never about the content of a call."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import msgspec
+import structlog
+
+
+def _render(_logger: object, _name: str, event: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(event, enc_hook=repr)
+
+
+def configure() -> None:
+    """Send structlog's events to standard error."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.format_exc_info,
+            _render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,75 @@
+"""What the sidecar needs of an HTTP client, and no more: one request out, one raw answer back, faults with a name."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from sluice_core.api.upstream import Timeouts
+from sluice_core.records import Outcome
+from sluice_sidecar.headers import Field
+
+
+class TransportError(Exception):
+    """The upstream could not be reached, or broke off.
+
+    `outcome` is Timeout or ConnectionError, or Truncated for a body that ended too early; `code` says where it
+    happened, in a closed vocabulary. Neither holds anything of the request.
+    """
+
+    def __init__(self, outcome: Outcome, code: str) -> None:
+        super().__init__(f"{outcome}: {code}")
+        self.outcome = outcome
+        self.code = code
+
+
+class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request as it goes out. `body` is whole, or an iterator that can be sent once."""
+
+    method: str
+    url: str
+    fields: list[Field]
+    body: bytes | AsyncIterator[bytes] | None
+    timeouts: Timeouts
+
+
+class UpstreamResponse(Protocol):
+    """One answer. It must be finished with `release` (body read to its end) or `abort`."""
+
+    status: int
+    reason: str
+    fields: list[Field]
+
+    async def next_chunk(self) -> bytes:
+        """Return the next bytes of the body as they came, or nothing at its end.
+
+        Raises:
+            TransportError: the connection broke, or was silent for too long.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give the connection back for reuse; it is closed if the body was not read to its end."""
+        ...
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        ...
+
+
+class UpstreamTransport(Protocol):
+    """Sends requests to one upstream."""
+
+    async def send(self, request: UpstreamRequest) -> UpstreamResponse:
+        """Return the answer as soon as its head is there.
+
+        Raises:
+            TransportError: there will be none.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
