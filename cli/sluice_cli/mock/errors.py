@@ -27,9 +27,7 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
 
-def _row(
-    status: int, kind: str, code: str | None, message: str, param: str | None = None
-) -> ErrorShape:
+def _row(status: int, kind: str, code: str | None, message: str, param: str | None = None) -> ErrorShape:
     return ErrorShape(status=status, type=kind, code=code, message=message, param=param)
 
 
@@ -39,9 +37,7 @@ _BILLING = "insufficient_quota"
 # The key is what a fault orders; it differs from the code only where the body's code is null.
 ERRORS: Final[Mapping[str, ErrorShape]] = {
     "invalid_api_key": _row(401, _BAD, "invalid_api_key", "Incorrect API key provided."),
-    "ip_not_authorized": _row(
-        401, _BAD, "ip_not_authorized", "Your IP address is not authorized to use this project."
-    ),
+    "ip_not_authorized": _row(401, _BAD, "ip_not_authorized", "Your IP address is not authorized to use this project."),
     "unsupported_country_region_territory": _row(
         403,
         "request_forbidden",
@@ -51,9 +47,7 @@ ERRORS: Final[Mapping[str, ErrorShape]] = {
     "insufficient_permissions": _row(
         403, _BAD, "insufficient_permissions", "You have insufficient permissions for this operation."
     ),
-    "model_not_found": _row(
-        404, _BAD, "model_not_found", "The model does not exist or you do not have access to it."
-    ),
+    "model_not_found": _row(404, _BAD, "model_not_found", "The model does not exist or you do not have access to it."),
     "not_found": _row(404, _BAD, None, "No such object."),
     "invalid_request": _row(400, _BAD, None, "We could not parse the JSON body of your request."),
     "context_length_exceeded": _row(
@@ -90,9 +84,7 @@ ERRORS: Final[Mapping[str, ErrorShape]] = {
         "insufficient_quota",
         "You exceeded your current quota, please check your plan and billing details.",
     ),
-    "credit_balance_exhausted": _row(
-        429, _BILLING, "credit_balance_exhausted", "Your credit balance is exhausted."
-    ),
+    "credit_balance_exhausted": _row(429, _BILLING, "credit_balance_exhausted", "Your credit balance is exhausted."),
     "organization_spend_limit_exceeded": _row(
         429, _BILLING, "organization_spend_limit_exceeded", "Your organization reached its spend limit."
     ),
@@ -127,9 +119,7 @@ ERRORS: Final[Mapping[str, ErrorShape]] = {
 
 def error_body(shape: ErrorShape) -> dict[str, Any]:
     """Write an error as its JSON body; all four keys are always there."""
-    return {
-        "error": {"message": shape.message, "type": shape.type, "param": shape.param, "code": shape.code}
-    }
+    return {"error": {"message": shape.message, "type": shape.type, "param": shape.param, "code": shape.code}}
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:

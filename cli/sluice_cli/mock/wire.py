@@ -28,8 +28,7 @@ MODEL_SNAPSHOTS: Final[Mapping[str, str]] = {
 }
 
 _SERVED_TIERS: Final[Mapping[str, str]] = {"auto": "default", "fast": "priority"}
-_encoder = msgspec.json.Encoder()
-encode_json = _encoder.encode
+encode_json = msgspec.json.Encoder().encode
 
 
 def sse_data(payload: object) -> bytes:
@@ -39,7 +38,8 @@ def sse_data(payload: object) -> bytes:
 
 def sse_event(payload: JsonObject) -> bytes:
     """Frame a payload as responses do: its `type` is the event's name."""
-    return b"event: " + payload["type"].encode() + b"\ndata: " + encode_json(payload) + b"\n\n"
+    name: str = payload["type"]
+    return b"event: " + name.encode() + b"\ndata: " + encode_json(payload) + b"\n\n"
 
 
 def served_model(requested: str) -> str:
