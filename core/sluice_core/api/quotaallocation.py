@@ -228,6 +228,13 @@ class Allocation(Value, frozen=True, kw_only=True):
     workloads: Annotated[LabelSelector, Meta(description="Pods that use this allocation; default all.")] = (
         LabelSelector()
     )
+    namespaces: (
+        Annotated[
+            LabelSelector,
+            Meta(description="Namespaces whose pods use it; default all that the upstream allows."),
+        ]
+        | None
+    ) = None
     share_percent: Annotated[
         int,
         Meta(
