@@ -1,0 +1,121 @@
+"""How large the input of a request is, with inline media told apart from text.
+
+A data URL of an image is megabytes of base64 but costs a few hundred tokens; counted as text, it would block a caller
+for good. Without typed content parts in the body (one search tells) the length of the input is all there is to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import Raw
+
+_ABSENT = Raw(b"")
+_TYPE_MARK = b'"type"'
+_BASE64_BYTES_PER_CHARACTER = 3 / 4
+
+
+class _Item(msgspec.Struct, gc=False):
+    content: Raw = _ABSENT
+    type: str = ""
+    output: Raw = _ABSENT  # of a function call, in the Responses API; may hold content parts
+    result: Raw = _ABSENT  # of an image generation call: base64
+
+
+class _Url(msgspec.Struct, gc=False):
+    url: Raw = _ABSENT
+    detail: str | None = None
+
+
+class _Audio(msgspec.Struct, gc=False):
+    data: Raw = _ABSENT
+
+
+class _File(msgspec.Struct, gc=False):
+    file_data: Raw = _ABSENT
+
+
+class _Part(msgspec.Struct, gc=False):
+    type: str = ""
+    detail: str | None = None
+    image_url: str | _Url | None = None
+    input_audio: _Audio | None = None
+    file: _File | None = None
+    file_data: Raw = _ABSENT
+
+
+class _Sizes:
+    """What has been found so far."""
+
+    __slots__ = ("audio_bytes", "file_bytes", "images", "media_characters")
+
+    def __init__(self) -> None:
+        self.images: list[str] = []
+        self.audio_bytes = 0
+        self.file_bytes = 0
+        self.media_characters = 0
+
+
+_decode_items = msgspec.json.Decoder(list[_Item]).decode
+_decode_parts = msgspec.json.Decoder(list[_Part]).decode
+
+Measures = tuple[int, tuple[str, ...], int, int]
+
+
+def measure(body: bytes, inputs: Iterable[Raw], schema_characters: int) -> Measures:
+    """Return (text characters, detail of each image, audio bytes, file bytes) of the input members of a body."""
+    characters = schema_characters
+    for raw in inputs:
+        characters += len(raw)
+    if _TYPE_MARK not in body:
+        return characters, (), 0, 0
+    sizes = _Sizes()
+    for raw in inputs:
+        if len(raw):
+            _measure_items(raw, sizes)
+    return max(0, characters - sizes.media_characters), tuple(sizes.images), sizes.audio_bytes, sizes.file_bytes
+
+
+def _measure_items(raw: Raw, sizes: _Sizes) -> None:
+    try:
+        items = _decode_items(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return  # a plain string, tokens, or a shape that we do not know: all of it counts as text
+    for item in items:
+        if len(item.result):
+            sizes.media_characters += len(item.result)
+        for content in (item.content, item.output):
+            if len(content) and memoryview(content)[0] == 0x5B:  # "[": content parts
+                _measure_parts(content, sizes)
+
+
+def _measure_parts(raw: Raw, sizes: _Sizes) -> None:
+    try:
+        parts = _decode_parts(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return
+    for part in parts:
+        if part.image_url is not None or part.type == "input_image":
+            _add_image(part, sizes)
+        if part.input_audio is not None:
+            sizes.media_characters += len(part.input_audio.data)
+            sizes.audio_bytes += _decoded(len(part.input_audio.data))
+        for data in (part.file_data, part.file.file_data if part.file is not None else _ABSENT):
+            sizes.media_characters += len(data)
+            sizes.file_bytes += _decoded(len(data))
+
+
+def _add_image(part: _Part, sizes: _Sizes) -> None:
+    url = part.image_url
+    detail = part.detail
+    if isinstance(url, _Url):
+        detail = url.detail or detail
+        sizes.media_characters += len(url.url)
+    elif url is not None:
+        sizes.media_characters += len(url)
+    sizes.images.append(detail if detail in ("low", "high") else "auto")
+
+
+def _decoded(characters: int) -> int:
+    return int(max(0, characters - 2) * _BASE64_BYTES_PER_CHARACTER)
