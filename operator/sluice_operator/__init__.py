@@ -1,1 +1,1 @@
-"""The control plane: observes resources, compiles and publishes policy, leases capacity, judges rollouts, injects sidecars."""
+"""The control plane: observes resources, publishes policy, leases capacity, judges rollouts, injects sidecars."""

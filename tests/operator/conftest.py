@@ -1,0 +1,342 @@
+"""An API server in process: kmock's discovery and plumbing under the semantics that the operator relies on.
+
+What a real one does and kmock leaves out: resourceVersion and its preconditions, generation, the status subresource,
+server-side apply, listing by page and by name, metadata-only listings, watches that start at a version and expire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import kmock
+import msgspec
+import pytest
+from aiohttp import web
+from kubernetes.aio.client import Configuration
+
+from sluice_operator.cluster import Cluster
+from sluice_operator.kinds import CONFIG_MAPS, EVENTS, LEASES, NAMESPACES, PODS, SECRETS, SLUICE_KINDS, ResourceType
+
+Json = dict[str, Any]
+Key = tuple[str, str, str]
+
+SERVED = {type_.plural: type_ for type_ in (*SLUICE_KINDS, PODS, NAMESPACES, CONFIG_MAPS, SECRETS, EVENTS, LEASES)}
+WITH_STATUS = frozenset({*(type_.plural for type_ in SLUICE_KINDS), "pods"})
+
+
+class RefusalError(Exception):
+    """An answer other than success."""
+
+    def __init__(self, status: int, reason: str, message: str = "") -> None:
+        super().__init__(reason)
+        self.response = web.json_response(
+            {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": message},
+            status=status,
+        )
+
+
+class ApiServer(kmock.KubernetesScaffold):
+    """A small but honest API server. `faults` are asked first and may answer in its place."""
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self.stored: dict[Key, Json] = {}
+        self.applied: dict[tuple[Key, str], Json] = {}
+        self.log: list[tuple[int, str, Json]] = []
+        self.compacted = 0
+        self.versions = itertools.count(1)
+        self.version = 0
+        self.watchers: set[asyncio.Queue[Json | None]] = set()
+        self.faults: list[Callable[[kmock.Request], web.Response | None]] = []
+        self.reviews: dict[str, Json] = {}
+        self.writes: list[tuple[str, str]] = []
+        self.status_types: dict[str, Any] = {}
+        for type_ in SERVED.values():
+            group = f"{type_.api_version}/{type_.plural}"
+            self.resources[group] = {
+                "namespaced": type_.namespaced,
+                "kind": type_.kind,
+                "singular": type_.kind.lower(),
+                "verbs": ["get", "list", "watch", "create", "patch", "update", "delete"],
+                "shortnames": [],
+                "categories": [],
+                "subresources": ["status"] if type_.plural in WITH_STATUS else [],
+            }
+
+    # What a test does to the cluster -----------------------------------------------------------------------------
+
+    def put(self, type_: ResourceType, name: str, namespace: str = "", **content: Any) -> Json:
+        """Create an object, or change it as `kubectl apply` would."""
+        key = (type_.plural, namespace, name)
+        metadata = {"name": name, **content.pop("metadata", {})}
+        if namespace:
+            metadata["namespace"] = namespace
+        before = self.stored.get(key)
+        body = {"apiVersion": type_.api_version, "kind": type_.kind, "metadata": metadata, **content}
+        if before is None:
+            return self._create(type_, key, body)
+        after = copy.deepcopy(before) | content
+        after["metadata"] |= metadata
+        return self._store(key, before, after)
+
+    def object(self, type_: ResourceType, name: str, namespace: str = "") -> Json | None:
+        return self.stored.get((type_.plural, namespace, name))
+
+    def all(self, type_: ResourceType) -> list[Json]:
+        return [stored for key, stored in sorted(self.stored.items()) if key[0] == type_.plural]
+
+    def remove(self, type_: ResourceType, name: str, namespace: str = "") -> None:
+        key = (type_.plural, namespace, name)
+        gone = copy.deepcopy(self.stored.pop(key))
+        for applied in [each for each in self.applied if each[0] == key]:
+            del self.applied[applied]
+        gone["metadata"]["resourceVersion"] = str(self._next())
+        self._notify("DELETED", type_.plural, gone)
+
+    def drop_watches(self, *, forget: bool = False) -> None:
+        """Cut all watches; with `forget`, those that come back are told that they missed too much (410)."""
+        if forget:
+            self.compacted = self.version
+        for watcher in self.watchers:
+            watcher.put_nowait(None)
+
+    def fail(self, status: int, reason: str, *, method: str = "", path: str = "", times: int = 1) -> None:
+        """Answer the next requests that match with an error."""
+        left = [times]
+
+        def fault(request: kmock.Request) -> web.Response | None:
+            if (
+                left[0]
+                and request.method.value == (method.upper() or request.method.value)
+                and path in request.url.path
+            ):
+                left[0] -= 1
+                return RefusalError(status, reason).response
+            return None
+
+        self.faults.append(fault)
+
+    # What it does with requests ----------------------------------------------------------------------------------
+
+    async def _handle(self, request: kmock.Request) -> web.StreamResponse:
+        for fault in self.faults:
+            answer = fault(request)
+            if answer is not None:
+                return answer
+        resource = request.resource
+        if resource is not None and resource.plural == "tokenreviews":
+            return web.json_response(self._review(request.data), status=201)
+        if resource is None or resource.plural not in SERVED:
+            return await super()._handle(request)
+        try:
+            return await self._serve(SERVED[resource.plural], request)
+        except RefusalError as refusal:
+            return refusal.response
+
+    async def _serve(self, type_: ResourceType, request: kmock.Request) -> web.StreamResponse:
+        method = request.method.value.upper()
+        key = (type_.plural, request.namespace or "", request.name or "")
+        if method != "GET":
+            self.writes.append((method, request.url.path))
+        if method == "GET" and request.name:
+            return web.json_response(self._found(key))
+        if method == "GET" and request.params.get("watch", "") in ("true", "1"):
+            return await self._watch(type_, request)
+        if method == "GET":
+            return web.json_response(self._list(type_, request))
+        if method == "POST":
+            return web.json_response(
+                self._create(type_, (type_.plural, key[1], request.data["metadata"]["name"]), request.data), status=201
+            )
+        if method == "DELETE":
+            self._check(self._found(key), (request.data or {}).get("preconditions", {}))
+            self.remove(type_, key[2], key[1])
+            return web.json_response({"kind": "Status", "status": "Success"})
+        return web.json_response(self._update(type_, key, request, method))
+
+    def _update(self, type_: ResourceType, key: Key, request: kmock.Request, method: str) -> Json:
+        data = request.data if request.data is not None else msgspec.json.decode(request.body)
+        if request.headers.get("Content-Type", "").startswith("application/apply-patch"):
+            return self._apply(type_, key, data, request.params["fieldManager"])
+        before = self._found(key)
+        self._check(before, {"resourceVersion": data.get("metadata", {}).get("resourceVersion")})
+        after = copy.deepcopy(data) if method == "PUT" else _merge(before, data)
+        if request.subresource == "status":
+            self._validate_status(type_, after.get("status", {}))
+            after = before | {"status": after.get("status", {})}
+        elif type_.plural in WITH_STATUS:
+            after = after | ({"status": before["status"]} if "status" in before else {})
+        return self._store(key, before, after)
+
+    def _apply(self, type_: ResourceType, key: Key, data: Json, manager: str) -> Json:
+        owned = {name: value for name, value in data.items() if name in ("data", "spec", "type")}
+        if "labels" in data["metadata"]:
+            owned["metadata"] = {"labels": data["metadata"]["labels"]}
+        last = self.applied.get((key, manager), {})
+        before = self.stored.get(key)
+        if before is None:
+            answer = self._create(type_, key, data)
+        else:
+            answer = self._store(key, before, _merge(_without(before, last, owned), owned))
+        self.applied[key, manager] = owned
+        return answer
+
+    def _create(self, type_: ResourceType, key: Key, data: Json) -> Json:
+        if key in self.stored:
+            raise RefusalError(409, "AlreadyExists", f"{type_.plural} {key[2]!r} already exists")
+        stored = copy.deepcopy(data)
+        if type_.plural in WITH_STATUS and type_ is not PODS:
+            stored.pop("status", None)
+        stored["metadata"] |= {
+            "uid": str(uuid.uuid4()),
+            "resourceVersion": str(self._next()),
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "generation": 1,
+        }
+        self.stored[key] = stored
+        self._notify("ADDED", type_.plural, stored)
+        return copy.deepcopy(stored)
+
+    def _store(self, key: Key, before: Json, after: Json) -> Json:
+        system = {name: before["metadata"][name] for name in ("uid", "creationTimestamp", "generation")}
+        after["metadata"] = after["metadata"] | system | {"resourceVersion": before["metadata"]["resourceVersion"]}
+        if after == before:
+            return copy.deepcopy(before)  # a write that changes nothing makes no new version
+        if after.get("spec") != before.get("spec"):
+            after["metadata"]["generation"] += 1
+        after["metadata"]["resourceVersion"] = str(self._next())
+        self.stored[key] = after
+        self._notify("MODIFIED", key[0], after)
+        return copy.deepcopy(after)
+
+    def _found(self, key: Key) -> Json:
+        if key not in self.stored:
+            raise RefusalError(404, "NotFound", f"{key[0]} {key[2]!r} not found")
+        return self.stored[key]
+
+    def _check(self, stored: Json, preconditions: Json) -> None:
+        for name, value in preconditions.items():
+            if value and stored["metadata"][name] != value:
+                raise RefusalError(409, "Conflict", "the object has been modified")
+
+    def _validate_status(self, type_: ResourceType, status: Json) -> None:
+        try:
+            msgspec.convert(status, self.status_types.get(type_.plural, dict))
+        except msgspec.ValidationError as error:
+            raise RefusalError(422, "Invalid", str(error)) from None
+
+    def _list(self, type_: ResourceType, request: kmock.Request) -> Json:
+        items = [stored for key, stored in sorted(self.stored.items()) if key[0] == type_.plural]
+        wanted = request.params.get("fieldSelector", "")
+        if wanted:
+            items = [item for item in items if wanted == f"metadata.name={item['metadata']['name']}"]
+        if "PartialObjectMetadataList" in request.headers.get("Accept", ""):
+            items = [{"metadata": item["metadata"]} for item in items]
+        start = int(request.params.get("continue", "0"))
+        size = int(request.params.get("limit", "0")) or len(items)
+        metadata: Json = {"resourceVersion": str(self.version)}
+        if start + size < len(items):
+            metadata["continue"] = str(start + size)
+        return {"kind": f"{type_.kind}List", "metadata": metadata, "items": items[start : start + size]}
+
+    async def _watch(self, type_: ResourceType, request: kmock.Request) -> web.StreamResponse:
+        since = int(request.params.get("resourceVersion") or "0")
+        if since < self.compacted:
+            raise RefusalError(410, "Expired", "too old resource version")
+        queue: asyncio.Queue[Json | None] = asyncio.Queue()
+        for version, plural, event in self.log:
+            if plural == type_.plural and version > since:
+                queue.put_nowait({"plural": plural, **event})
+        self.watchers.add(queue)
+        response = web.StreamResponse()
+        assert request._raw_request is not None
+        await response.prepare(request._raw_request)
+        try:
+            while (event := await queue.get()) is not None:
+                if event.pop("plural") == type_.plural:
+                    await response.write(msgspec.json.encode(event) + b"\n")
+        finally:
+            self.watchers.discard(queue)
+        await response.write_eof()
+        return response
+
+    def _review(self, question: Json) -> Json:
+        status = self.reviews.get(question["spec"]["token"], {"authenticated": False})
+        return {**question, "status": status}
+
+    def _next(self) -> int:
+        self.version = next(self.versions)
+        return self.version
+
+    def _notify(self, event_type: str, plural: str, stored: Json) -> None:
+        event = {"type": event_type, "object": copy.deepcopy(stored)}
+        self.log.append((self.version, plural, event))
+        for watcher in self.watchers:
+            watcher.put_nowait({"plural": plural, **event})
+
+
+def _merge(before: Any, patch: Any) -> Any:
+    """RFC 7386."""
+    if not isinstance(patch, dict):
+        return copy.deepcopy(patch)
+    merged = copy.deepcopy(before) if isinstance(before, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = _merge(merged.get(name), value)
+    return merged
+
+
+def _without(stored: Any, last: Any, owned: Any) -> Any:
+    """Take away what a manager applied before and no longer does."""
+    if not isinstance(stored, dict) or not isinstance(last, dict):
+        return stored
+    left = {}
+    for name, value in stored.items():
+        if name in last and name not in (owned or {}):
+            continue
+        left[name] = _without(value, last.get(name), (owned or {}).get(name))
+    return left
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[ApiServer]:
+    async with ApiServer() as server, kmock.Server(server):
+        yield server
+        server.drop_watches()
+
+
+@pytest.fixture
+def configuration(api: ApiServer) -> Configuration:
+    return Configuration(host=str(api.url).rstrip("/"))
+
+
+@pytest.fixture
+async def cluster(configuration: Configuration) -> AsyncIterator[Cluster]:
+    client = Cluster(configuration)
+    yield client
+    await client.close()
