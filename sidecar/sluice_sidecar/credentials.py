@@ -54,9 +54,7 @@ class Credentials:
             signature = _signature(self._directory)
             if signature == self._signature:
                 return False
-            self._keys = {
-                name: Secret(text) for name in _names(self._directory) if (text := _read(self._directory / name))
-            }
+            read = {name: _read(self._directory / name) for name in _names(self._directory)}
         except OSError:
             return False
         self._keys = {name: Secret(text) for name, text in read.items() if text}

@@ -1,1 +1,1 @@
-"""What may be known about calls from outside: decision records, metrics, traces, operational logs. Never on the path."""
+"""What may be known about calls from outside: records, metrics, traces, operational logs. Never on the path."""

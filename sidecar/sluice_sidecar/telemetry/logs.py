@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import msgspec
 import structlog
 
 
-def _render(_logger: object, _name: str, event: dict[str, Any]) -> bytes:
+def _render(_logger: object, _name: str, event: MutableMapping[str, Any]) -> bytes:
     return msgspec.json.encode(event, enc_hook=repr)
 
 

@@ -1,0 +1,177 @@
+"""The application's side of a call: reading its body within bounds, writing the answer with back-pressure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from http import HTTPStatus
+
+from aiohttp import web
+
+from sluice_sidecar.headers import Field
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+BODY_IDLE_SECONDS = 60.0
+_NO_BODY = frozenset({204, 304})
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+class BodyTooLargeError(Exception):
+    """The application sends more than is read into memory."""
+
+
+class SlowBodyError(Exception):
+    """The application stopped in the middle of its body."""
+
+
+class ClientGoneError(Exception):
+    """The application has closed the connection."""
+
+
+class Reply(web.StreamResponse):
+    """Tells aiohttp's server that the answer is already written, and whether the connection may be used again."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> None:  # noqa: ARG002 - aiohttp's signature
+        """Write nothing: the head is out."""
+        return
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Write nothing: the body is out."""
+
+
+class Downstream:
+    """One request of the application and the answer to it."""
+
+    __slots__ = ("_chunked", "_closing", "_head_only", "_keep_alive", "_request", "_writer", "bytes_written", "started")
+
+    def __init__(self, request: web.BaseRequest, *, closing: bool) -> None:
+        """With `closing`, the connection ends with this answer: the process is about to stop."""
+        self._request = request
+        self._writer = request.writer
+        self._closing = closing
+        self._keep_alive = False
+        self._chunked = False
+        self._head_only = request.method == "HEAD"
+        self.started = False
+        self.bytes_written = 0
+
+    # --- the request's body
+
+    async def read_body(self, limit: int = MAX_BODY_BYTES) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            BodyTooLargeError: it is larger than `limit`; at most that much has been read.
+            SlowBodyError: nothing came for a while.
+        """
+        request = self._request
+        if (request.content_length or 0) > limit:
+            raise BodyTooLargeError
+        await self.continue_body()
+        content = request.content
+        first = await self._read_some()
+        if content.at_eof():
+            return first
+        parts, size = [first], len(first)
+        while not content.at_eof():
+            part = await self._read_some()
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise BodyTooLargeError
+        return b"".join(parts)
+
+    async def _read_some(self) -> bytes:
+        content = self._request.content
+        if content.at_eof():
+            return b""
+        if content.total_bytes and content.is_eof():
+            return content.read_nowait(-1)
+        try:
+            async with asyncio.timeout(BODY_IDLE_SECONDS):
+                return await content.readany()
+        except TimeoutError:
+            raise SlowBodyError from None
+
+    async def iterate_body(self) -> AsyncIterator[bytes]:
+        """Yield the body as it comes. The application is read no faster than the upstream takes it."""
+        await self.continue_body()
+        while not self._request.content.at_eof():
+            if part := await self._read_some():
+                yield part
+
+    async def continue_body(self) -> None:
+        """Ask for the body if the application waits to be asked."""
+        request = self._request
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= (1, 1):
+            self._transport().write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    # --- the answer
+
+    def start(self, status: int, reason: str, fields: Iterable[Field], length: int | None) -> None:
+        """Write the head. `length` is the body's, None if it is not known."""
+        self._transport().write(self._head(status, reason, fields, length))
+
+    async def send(self, status: int, reason: str, fields: Iterable[Field], body: bytes) -> None:
+        """Write the whole answer at once."""
+        head = self._head(status, reason, fields, len(body))
+        self.bytes_written = len(body)
+        self._transport().write(head if self._head_only or status in _NO_BODY else head + body)
+        if len(body) > 16_384:
+            await self._writer.drain()
+
+    async def write(self, chunk: bytes) -> None:
+        """Write a part of the body, and wait if the application reads more slowly than the upstream sends."""
+        transport = self._transport()
+        self.bytes_written += len(chunk)
+        if self._head_only:
+            return
+        transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
+        await self._writer.drain()
+
+    def finish(self) -> None:
+        """Write the end of the body."""
+        if self._chunked and not self._head_only:
+            self._transport().write(b"0\r\n\r\n")
+
+    def break_off(self) -> None:
+        """Leave the body without its end and close: the application must not take a cut answer for a whole one."""
+        self._keep_alive = False
+
+    @property
+    def reply(self) -> Reply:
+        """Return what the server's handler returns."""
+        return Reply(keep_alive=self._keep_alive)
+
+    def _transport(self) -> asyncio.Transport:
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ClientGoneError
+        return transport
+
+    def _head(self, status: int, reason: str, fields: Iterable[Field], length: int | None) -> bytes:
+        request = self._request
+        self.started = True
+        self._keep_alive = request.keep_alive and not self._closing
+        lines = [f"HTTP/1.1 {status} {reason or _REASONS.get(status, '')}"]
+        lines += [f"{name}: {value}" for name, value in fields]
+        if status not in _NO_BODY and not (self._head_only and length is None):
+            if length is not None:
+                lines.append(f"Content-Length: {length}")
+            elif request.version >= (1, 1):
+                self._chunked = True
+                lines.append("Transfer-Encoding: chunked")
+            else:
+                self._keep_alive = False
+        if not self._keep_alive:
+            lines.append("Connection: close")
+        elif request.version < (1, 1):
+            lines.append("Connection: keep-alive")
+        head = "\r\n".join(lines)
+        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
+            raise ValueError("a header field holds a line break")
+        return f"{head}\r\n\r\n".encode("latin-1", "replace")
