@@ -1,0 +1,344 @@
+"""The upstream client of our own, against servers that answer with scripted bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sluice_core.api.upstream import Timeouts
+from sluice_core.records import Outcome
+from sluice_sidecar.http1_transport import Http1Transport
+from sluice_sidecar.transport import TransportError, UpstreamRequest
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[str]:
+    """Serve raw bytes on a free loopback port."""
+    tasks = set()
+
+    async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
+        try:
+            await handler(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(run, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def scripted(*pieces: bytes, requests: int = 1, close: bool = False) -> Handler:
+    """Answer each of `requests` requests with these pieces, each in a segment of its own."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(requests):
+            await reader.readuntil(b"\r\n\r\n")
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+        if not close:
+            await reader.read()
+
+    return handler
+
+
+def a_request(base: str, **changes: object) -> UpstreamRequest:
+    values: dict[str, object] = {
+        "method": "GET",
+        "url": f"{base}/v1/models",
+        "fields": [("accept", "*/*")],
+        "body": None,
+        "timeouts": Timeouts(connect_seconds=5, first_byte_seconds=5, idle_seconds=5),
+    }
+    return UpstreamRequest(**(values | changes))  # type: ignore[arg-type]
+
+
+async def exchange(transport: Http1Transport, request: UpstreamRequest) -> tuple[int, list[tuple[str, str]], bytes]:
+    response = await transport.send(request)
+    body = b""
+    while chunk := await response.next_chunk():
+        body += chunk
+    response.release()
+    return response.status, response.fields, body
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\r\nX-A: 2\r\n\r\nhello"
+
+
+async def test_status_fields_and_body_arrive_as_sent() -> None:
+    """Repeated fields keep their order and their case."""
+    async with serving(scripted(OK)) as base:
+        transport = Http1Transport()
+
+        assert await exchange(transport, a_request(base)) == (
+            200,
+            [("Content-Length", "5"), ("X-A", "1"), ("X-A", "2")],
+            b"hello",
+        )
+        await transport.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(cuts=st.lists(st.integers(1, 120), max_size=12), chunked=st.booleans())
+def test_any_segmentation_of_an_answer_gives_the_same_answer(cuts: list[int], chunked: bool) -> None:
+    """Where the network cuts an answer makes no difference."""
+    head = b"HTTP/1.1 200 OK\r\nX-A: b\r\n"
+    if chunked:
+        text = head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nTrailer: t\r\n\r\n"
+    else:
+        text = head + b"Content-Length: 11\r\n\r\nhello world"
+    edges = sorted({cut for cut in cuts if cut < len(text)})
+    pieces = [text[a:b] for a, b in zip([0, *edges], [*edges, len(text)], strict=True)]
+
+    async def scenario() -> bytes:
+        async with serving(scripted(*pieces)) as base:
+            transport = Http1Transport()
+            _, _, body = await exchange(transport, a_request(base))
+            await transport.close()
+            return body
+
+    assert asyncio.run(scenario()) == b"hello world"
+
+
+async def test_a_connection_is_used_again() -> None:
+    """Two exchanges in a row share a connection."""
+    connections = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await scripted(OK, requests=2)(reader, writer)
+
+    async with serving(handler) as base:
+        transport = Http1Transport()
+        await exchange(transport, a_request(base))
+        await exchange(transport, a_request(base))
+        await transport.close()
+
+    assert connections == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\n\r\nuntil the end", b"until the end", id="framed-by-close"),
+        pytest.param(b"HTTP/1.0 200 OK\r\n\r\nold", b"old", id="http-1.0"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok", b"ok", id="close"),
+        pytest.param(b"HTTP/1.1 204 No Content\r\n\r\n", b"", id="no-content"),
+        pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" + OK, b"hello", id="interim-answer-first"),
+        pytest.param(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK, b"hello", id="early-hints-first"),
+    ],
+)
+async def test_every_framing_is_understood(answer: bytes, body: bytes) -> None:
+    """A body ends by length, by chunks, by the connection's end, or is not there."""
+    async with serving(scripted(answer, close=True)) as base:
+        transport = Http1Transport()
+        assert (await exchange(transport, a_request(base)))[2] == body
+        await transport.close()
+
+
+async def test_an_answer_to_head_has_no_body() -> None:
+    """The length that it names is that of a body which does not come."""
+    async with serving(scripted(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n")) as base:
+        transport = Http1Transport()
+        assert (await exchange(transport, a_request(base, method="HEAD")))[2] == b""
+        await transport.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "code"),
+    [
+        pytest.param(b"", Outcome.CONNECTION_ERROR, "connection_closed", id="nothing"),
+        pytest.param(b"HTTP/1.1 2", Outcome.CONNECTION_ERROR, "connection_closed", id="half-a-head"),
+        pytest.param(b"hello\r\n\r\n", Outcome.CONNECTION_ERROR, "malformed_response", id="no-http"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc",
+            Outcome.CONNECTION_ERROR,
+            "malformed_response",
+            id="framed-twice",
+        ),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 70_000 + b"\r\n\r\n",
+            Outcome.CONNECTION_ERROR,
+            "malformed_response",
+            id="huge-head",
+        ),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", Outcome.TRUNCATED, "body_truncated", id="cut"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n",
+            Outcome.TRUNCATED,
+            "malformed_response",
+            id="bad-chunk",
+        ),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+            Outcome.TRUNCATED,
+            "body_truncated",
+            id="chunks-without-end",
+        ),
+        pytest.param(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", None, None, id="upgrade"),
+    ],
+)
+async def test_a_broken_answer_has_a_name(answer: bytes, outcome: Outcome | None, code: str | None) -> None:
+    """Faults before the head differ from a body that ends too early; none is taken for an answer."""
+    async with serving(scripted(answer, close=True)) as base:
+        transport = Http1Transport()
+        with pytest.raises(TransportError) as caught:
+            await exchange(transport, a_request(base))
+        await transport.close()
+
+    if outcome is not None:
+        assert (caught.value.outcome, caught.value.code) == (outcome, code)
+
+
+async def test_nothing_is_reused_after_bytes_that_nobody_asked_for() -> None:
+    """What follows an answer unasked may not become the answer to the next request."""
+    async with serving(scripted(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")) as base:
+        transport = Http1Transport()
+        await exchange(transport, a_request(base))
+        assert (await exchange(transport, a_request(base)))[2] == b"hello"
+        await transport.close()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [[("x", "a\r\nEvil: 1")], [("x", "a\nb")], [("x\r\n", "a")], [("x", "\0")], [("x", "\u20ac")]],
+)
+async def test_a_field_cannot_break_out_of_its_line(fields: list[tuple[str, str]]) -> None:
+    """Such a request is not sent at all."""
+    transport = Http1Transport()
+    with pytest.raises(TransportError, match="invalid_request"):
+        await transport.send(a_request("http://127.0.0.1:9", fields=fields))
+    await transport.close()
+
+
+async def test_a_silent_upstream_is_given_up() -> None:
+    """The time to the first byte is bounded."""
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with serving(silent) as base:
+        transport = Http1Transport()
+        timeouts = Timeouts(connect_seconds=1, first_byte_seconds=1, idle_seconds=1)
+        with pytest.raises(TransportError) as caught:
+            await transport.send(a_request(base, timeouts=timeouts))
+        await transport.close()
+
+    assert (caught.value.outcome, caught.value.code) == (Outcome.TIMEOUT, "read_timeout")
+
+
+async def test_a_refused_connection_has_a_name() -> None:
+    """Nobody listens there."""
+    server = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+    transport = Http1Transport()
+    with pytest.raises(TransportError, match="connection_refused"):
+        await transport.send(a_request(f"http://127.0.0.1:{port}"))
+    await transport.close()
+
+
+async def test_a_streamed_body_arrives_in_chunks_with_back_pressure() -> None:
+    """A body of unknown length is sent as it comes."""
+    received = b""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal received
+        await reader.readuntil(b"\r\n\r\n")
+        while not received.endswith(b"0\r\n\r\n"):
+            received += await reader.read(65536)
+        writer.write(OK)
+        await reader.read()
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b"x" * 100_000
+
+    async with serving(handler) as base:
+        transport = Http1Transport()
+        status, _, _ = await exchange(transport, a_request(base, method="POST", body=body()))
+        await transport.close()
+
+    assert status == 200
+    assert received.count(b"x") == 5_000_000
+
+
+async def test_connections_are_bounded_and_given_back_on_every_path() -> None:
+    """With one connection allowed, a cancelled, an aborted and a failed exchange each leave it to the next."""
+    hold = asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1]
+        if line == b"/hang":
+            hold.set()
+            await reader.read()
+        elif line == b"/bad":
+            writer.write(b"nonsense\r\n\r\n")
+        else:
+            writer.write(OK)
+            await reader.read()
+
+    async with serving(handler) as base:
+        transport = Http1Transport(max_connections=1)
+        task = asyncio.create_task(transport.send(a_request(base, url=f"{base}/hang")))
+        await hold.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(TransportError):
+            await transport.send(a_request(base, url=f"{base}/bad"))
+        (await transport.send(a_request(base))).abort()
+
+        assert (await exchange(transport, a_request(base)))[0] == 200
+        await transport.close()
+
+
+async def test_a_slow_reader_stops_its_upstream() -> None:
+    """What waits in memory for a reader that does not read stays within a bound."""
+    sent = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+        for _ in range(1000):
+            writer.write(b"z" * 100_000)
+            await writer.drain()
+            sent += 100_000
+
+    async with serving(handler) as base:
+        transport = Http1Transport()
+        response = await transport.send(a_request(base))
+        previous = -1
+        while previous != sent:  # until the upstream makes no progress over many turns of the loop
+            previous = sent
+            for _ in range(200):
+                await asyncio.sleep(0)
+        assert sent < 60_000_000
+
+        read = 0
+        while chunk := await response.next_chunk():
+            read += len(chunk)
+        response.release()
+        await transport.close()
+
+    assert read == 100_000_000
