@@ -46,8 +46,6 @@ HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
 HTTP_URL = r"^https?://[^/?#\s@]+(/[^?#\s]*)?$"
 USD = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
 
-type_name = Annotated[str, Meta(min_length=1, max_length=63, pattern=DNS_LABEL)]
-
 
 class SecretKeyRef(Value, frozen=True, kw_only=True):
     """One key of a Secret in the same namespace."""
@@ -97,8 +95,21 @@ class MatchExpression(Value, frozen=True, kw_only=True):
     operator: Annotated[SelectorOperator, Meta(description="How the label is compared with the values.")]
     values: Annotated[
         tuple[Annotated[str, Meta(max_length=63)], ...],
-        Meta(max_length=32, description="Values for In and NotIn; empty for Exists and DoesNotExist."),
+        Meta(
+            max_length=32,
+            description="Values for In and NotIn; empty for Exists and DoesNotExist.",
+            extra_json_schema=ATOMIC,
+        ),
     ] = ()
+
+
+EXPRESSION_RULES = rules(
+    (
+        "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : "
+        "!has(self.values) || size(self.values) == 0",
+        "In and NotIn need values; Exists and DoesNotExist take none",
+    ),
+)
 
 
 class LabelSelector(Value, frozen=True, kw_only=True):
@@ -109,7 +120,7 @@ class LabelSelector(Value, frozen=True, kw_only=True):
         Meta(max_length=16, description="Labels that must all be present with these values."),
     ] = {}
     match_expressions: Annotated[
-        tuple[MatchExpression, ...],
+        tuple[Annotated[MatchExpression, Meta(extra_json_schema=EXPRESSION_RULES)], ...],
         Meta(
             max_length=16,
             description="Further requirements, all of which must hold.",

@@ -17,6 +17,36 @@ class RouteRef(Value, frozen=True, kw_only=True):
     rule: Annotated[str, Meta(min_length=1, max_length=63, description="Name of the rule.")] = "default"
 
 
+def _not_here(mend: str, **schema: Any) -> dict[str, Any]:
+    return {"description": f"Not allowed here; {mend}.", **schema}
+
+
+# The parameters that may not be overridden are declared all the same, because CEL rules see declared fields alone.
+_CALLERS_OWN = "it belongs to the caller"
+_OVERRIDES: dict[str, Any] = {
+    "x-kubernetes-preserve-unknown-fields": True,
+    "properties": {
+        "model": _not_here("use the arm's own field model", type="string", maxLength=128),
+        "instructions": _not_here("use the arm's own field instructions", type="string", maxLength=32_768),
+        "input": _not_here(_CALLERS_OWN, type="string", maxLength=32_768),
+        "messages": _not_here(
+            _CALLERS_OWN,
+            type="array",
+            maxItems=256,
+            items={"type": "object", "x-kubernetes-preserve-unknown-fields": True, "maxProperties": 16},
+        ),
+        "stream": _not_here(_CALLERS_OWN, type="boolean"),
+    },
+    **rules(
+        ("!has(self.model)", "model cannot be overridden; use the arm's own field model"),
+        ("!has(self.instructions)", "instructions cannot be overridden; use the arm's own field instructions"),
+        ("!has(self.input)", "input cannot be overridden; it belongs to the caller"),
+        ("!has(self.messages)", "messages cannot be overridden; they belong to the caller"),
+        ("!has(self.stream)", "stream cannot be overridden; it belongs to the caller"),
+    ),
+}
+
+
 class ArmSpec(Value, frozen=True, kw_only=True):
     """One version of a model, its instructions and its parameters."""
 
@@ -46,9 +76,10 @@ class ArmSpec(Value, frozen=True, kw_only=True):
     overrides: Annotated[
         dict[str, Any],
         Meta(
+            max_length=32,
             description="Request parameters to set, such as temperature; any OpenAI parameter but model, input, "
             "messages, instructions and stream.",
-            extra_json_schema={"x-kubernetes-preserve-unknown-fields": True},
+            extra_json_schema=_OVERRIDES,
         ),
     ] = {}
 
@@ -144,7 +175,7 @@ class Strategy(Value, frozen=True, kw_only=True):
             extra_json_schema=ATOMIC,
         ),
     ] = ()
-    blue_green: Annotated[BlueGreen, Meta(description="Settings of BlueGreen.")] | None = None
+    blue_green: Annotated[BlueGreen | None, Meta(description="Settings of BlueGreen.")] = None
     step_deadline_seconds: Annotated[
         int, Meta(ge=1, le=2_592_000, description="Longest stay on a step without a verdict.")
     ] = 3600
@@ -155,9 +186,13 @@ class Strategy(Value, frozen=True, kw_only=True):
 
 STRATEGY_RULES = rules(
     (
-        "!has(self.steps) || size(self.steps) == 0 || self.steps.all(s, self.steps.exists(t, t.weight >= s.weight && "
-        "t.weight == 100))",
+        "!has(self.steps) || size(self.steps) == 0 || self.steps[size(self.steps) - 1].weight == 100",
         "the last step needs weight 100",
+    ),
+    (
+        "!has(self.steps) || (self.steps.map(s, s.weight).isSorted() && "
+        "self.steps.all(s, self.steps.exists_one(t, t.weight == s.weight)))",
+        "each step needs a higher weight than the one before it",
     ),
     (
         "self.type == 'Canary' || !has(self.steps) || size(self.steps) == 0",
@@ -231,21 +266,21 @@ class WebhookAnalysis(Value, frozen=True, kw_only=True):
     mode: _mode_field = MetricMode.REQUIRED
     timeout_seconds: Annotated[int, Meta(ge=1, le=60, description="Longest wait for an answer.")] = 10
     interval_seconds: Annotated[int, Meta(ge=1, le=86_400, description="Time between two questions.")] = 30
-    secret_ref: Annotated[SecretKeyRef, Meta(description="Value of the Authorization header sent.")] | None = None
+    secret_ref: Annotated[SecretKeyRef | None, Meta(description="Value of the Authorization header sent.")] = None
 
 
 class Analysis(Value, frozen=True, kw_only=True):
     """How the candidate is judged, relative to the stable arm at the same time."""
 
-    error_rate: Annotated[ErrorRateAnalysis, Meta(description="Errors.")] | None = None
-    latency: Annotated[LatencyAnalysis, Meta(description="Time to the whole answer.")] | None = None
-    first_token: Annotated[LatencyAnalysis, Meta(description="Time to the first content of a stream.")] | None = None
-    cost: Annotated[IncreaseAnalysis, Meta(description="Money per request.")] | None = None
-    output_tokens: Annotated[IncreaseAnalysis, Meta(description="Output tokens per request.")] | None = None
-    finish_reasons: (
-        Annotated[IncreaseAnalysis, Meta(description="Answers cut short or filtered, as a share of requests.")] | None
-    ) = None
-    score: Annotated[ScoreAnalysis, Meta(description="Scores that applications report.")] | None = None
+    error_rate: Annotated[ErrorRateAnalysis | None, Meta(description="Errors.")] = None
+    latency: Annotated[LatencyAnalysis | None, Meta(description="Time to the whole answer.")] = None
+    first_token: Annotated[LatencyAnalysis | None, Meta(description="Time to the first content of a stream.")] = None
+    cost: Annotated[IncreaseAnalysis | None, Meta(description="Money per request.")] = None
+    output_tokens: Annotated[IncreaseAnalysis | None, Meta(description="Output tokens per request.")] = None
+    finish_reasons: Annotated[
+        IncreaseAnalysis | None, Meta(description="Answers cut short or filtered, as a share of requests.")
+    ] = None
+    score: Annotated[ScoreAnalysis | None, Meta(description="Scores that applications report.")] = None
     webhooks: Annotated[
         tuple[WebhookAnalysis, ...],
         Meta(max_length=8, description="Outside judges.", extra_json_schema=keyed_by("name")),

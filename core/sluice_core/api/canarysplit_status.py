@@ -109,8 +109,8 @@ class CanarySplitStatus(Status, frozen=True, kw_only=True):
     ] = 0
     observed_share: Annotated[_figure, Meta(description="Candidate's share of this step's requests, in percent.")] = ""
     synced_pods: Annotated[str, Meta(max_length=32, description='Pods that run this policy, such as "12/12".')] = ""
-    stable: Annotated[ArmFigures, Meta(description="The stable arm in figures.")] | None = None
-    candidate: Annotated[ArmFigures, Meta(description="The candidate in figures.")] | None = None
+    stable: Annotated[ArmFigures | None, Meta(description="The stable arm in figures.")] = None
+    candidate: Annotated[ArmFigures | None, Meta(description="The candidate in figures.")] = None
     verdict: Annotated[Verdict, Meta(description="What the figures say.")] | None = None
     reason: Annotated[str, Meta(max_length=1024, description="Why, in one sentence with figures.")] = ""
     metrics: Annotated[
@@ -139,10 +139,10 @@ class CanarySplitStatus(Status, frozen=True, kw_only=True):
     salt: Annotated[str, Meta(max_length=512, description="Salt of the assignment of users to arms.")] = ""
     paused_reason: Annotated[str, Meta(max_length=64, description="Why it is paused, in one word.")] = ""
     deadline_passed: Annotated[bool, Meta(description="Whether this step's deadline has passed without data.")] = False
-    stable_arm: (
-        Annotated[ArmSpec, Meta(description="The version that is stable now: the one promoted last.")] | None
-    ) = None
-    previous_arm: Annotated[ArmSpec, Meta(description="The version that was stable before.")] | None = None
+    stable_arm: Annotated[
+        ArmSpec | None, Meta(description="The version that is stable now: the one promoted last.")
+    ] = None
+    previous_arm: Annotated[ArmSpec | None, Meta(description="The version that was stable before.")] = None
     stable_content: Annotated[
         str, Meta(max_length=64, description="Digest of spec.stable as last seen; a change of it takes effect at once.")
     ] = ""

@@ -90,12 +90,12 @@ class StaticAnswer(Value, frozen=True, kw_only=True):
 class Fallback(Value, frozen=True, kw_only=True):
     """What is tried when all before it have failed: another upstream or model, or a fixed answer."""
 
-    upstream_ref: Annotated[UpstreamRef, Meta(description="Where calls go.")] | None = None
+    upstream_ref: Annotated[UpstreamRef | None, Meta(description="Where calls go.")] = None
     model: (
         Annotated[str, Meta(min_length=1, max_length=128, description="Model to use; default the requested one.")]
         | None
     ) = None
-    static: Annotated[StaticAnswer, Meta(description="A fixed answer.")] | None = None
+    static: Annotated[StaticAnswer | None, Meta(description="A fixed answer.")] = None
 
 
 FALLBACK_RULES = rules(

@@ -66,12 +66,16 @@ class Store(Value, frozen=True, kw_only=True):
         ]
         | None
     ) = None
-    secret_ref: Annotated[SecretKeyRef, Meta(description="Password of the Redis server.")] | None = None
+    secret_ref: Annotated[SecretKeyRef | None, Meta(description="Password of the Redis server.")] = None
 
 
 STORE_RULES = rules(
     ("self.type != 'Redis' || has(self.url)", "store.url is required when store.type is Redis"),
     ("self.type == 'Redis' || !has(self.url)", "store.url is only used when store.type is Redis; remove it"),
+    (
+        "self.type == 'Redis' || !has(self.secretRef)",
+        "store.secretRef is only used when store.type is Redis; remove it",
+    ),
 )
 
 
@@ -125,6 +129,11 @@ class PerUser(Value, frozen=True, kw_only=True):
 
 
 PER_USER_RULES = rules(
+    (
+        "has(self.requestsPerMinute) || has(self.tokensPerMinute) || has(self.dailyUSD) || "
+        "(has(self.classes) && size(self.classes) > 0)",
+        "set at least one of requestsPerMinute, tokensPerMinute, dailyUSD and classes",
+    ),
     (
         "!has(self.classes) || size(self.classes) == 0 || has(self.classHeader)",
         "perUser.classes needs perUser.classHeader, the header that names the class",
@@ -184,13 +193,10 @@ class Budget(Value, frozen=True, kw_only=True):
     on_exhausted: Annotated[OnExhausted, Meta(description="What happens to calls when the budget is spent.")] = (
         OnExhausted.REJECT
     )
-    degrade_to: (
-        Annotated[
-            Degraded,
-            Meta(description="What calls become under Degrade; default the route's first fallback with another model."),
-        ]
-        | None
-    ) = None
+    degrade_to: Annotated[
+        Degraded | None,
+        Meta(description="What calls become under Degrade; default the route's first fallback with another model."),
+    ] = None
     time_zone: Annotated[
         str,
         Meta(
@@ -203,14 +209,16 @@ class Budget(Value, frozen=True, kw_only=True):
 
 
 BUDGET_RULES = rules(
-    ("has(self.dailyUSD) || has(self.monthlyUSD)", "set dailyUSD or monthlyUSD"),
+    ("has(self.dailyUSD) || has(self.monthlyUSD)", "set dailyUSD, monthlyUSD or both"),
     (
         "!has(self.degradeTo) || self.onExhausted == 'Degrade'",
         "degradeTo is only used when onExhausted is Degrade",
     ),
 )
 
-budget_field = Annotated[Budget, Meta(description="Money per calendar day and month.", extra_json_schema=BUDGET_RULES)]
+budget_field = Annotated[
+    Budget | None, Meta(description="Money per calendar day and month.", extra_json_schema=BUDGET_RULES)
+]
 
 
 class Allocation(Value, frozen=True, kw_only=True):
@@ -222,19 +230,22 @@ class Allocation(Value, frozen=True, kw_only=True):
             min_length=1,
             max_length=63,
             pattern=DNS_LABEL,
-            description="Name of the allocation in status and metrics.",
+            description='Name of the allocation in status and metrics; "unallocated" is that of all other pods.',
+            extra_json_schema=rules(
+                (
+                    "self != 'unallocated'",
+                    "unallocated is the name of the pods that no allocation selects; choose another",
+                )
+            ),
         ),
     ]
     workloads: Annotated[LabelSelector, Meta(description="Pods that use this allocation; default all.")] = (
         LabelSelector()
     )
-    namespaces: (
-        Annotated[
-            LabelSelector,
-            Meta(description="Namespaces whose pods use it; default all that the upstream allows."),
-        ]
-        | None
-    ) = None
+    namespaces: Annotated[
+        LabelSelector | None,
+        Meta(description="Namespaces whose pods use it; default all that the upstream allows."),
+    ] = None
     share_percent: Annotated[
         int,
         Meta(
@@ -245,11 +256,11 @@ class Allocation(Value, frozen=True, kw_only=True):
     ] = 0
     priority: Annotated[Priority, Meta(description="Rank in the waiting line.")] = Priority.STANDARD
     mode: Annotated[Mode, Meta(description="Overrides the mode of the whole resource.")] | None = None
-    per_user: (
-        Annotated[PerUser, Meta(description="Limits of each single user.", extra_json_schema=PER_USER_RULES)] | None
-    ) = None
+    per_user: Annotated[
+        PerUser | None, Meta(description="Limits of each single user.", extra_json_schema=PER_USER_RULES)
+    ] = None
     queue: Annotated[Queue, Meta(description="How long calls wait for capacity.")] = Queue()
-    budget: budget_field | None = None
+    budget: budget_field = None
 
 
 class QuotaAllocationSpec(Value, frozen=True, kw_only=True):
@@ -260,7 +271,7 @@ class QuotaAllocationSpec(Value, frozen=True, kw_only=True):
         Mode.ENFORCE
     )
     store: Annotated[Store, Meta(description="Where capacity is counted.", extra_json_schema=STORE_RULES)] = Store()
-    budget: budget_field | None = None
+    budget: budget_field = None
     allocations: Annotated[
         tuple[Allocation, ...],
         Meta(
@@ -318,6 +329,6 @@ class QuotaAllocation(Resource, frozen=True, kw_only=True):
 SPEC_RULES: dict[str, Any] = rules(
     (
         "self.allocations.map(a, has(a.sharePercent) ? a.sharePercent : 0).sum() <= 100",
-        "the sharePercent of all allocations together is at most 100",
+        "the sharePercent of all allocations together may be 100 at most",
     ),
 )

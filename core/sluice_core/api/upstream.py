@@ -168,6 +168,14 @@ class Retry(Value, frozen=True, kw_only=True):
     ] = 20
 
 
+RETRY_RULES = rules(
+    (
+        "self.baseDelayMilliseconds <= self.maxDelaySeconds * 1000",
+        "baseDelayMilliseconds is longer than maxDelaySeconds; lower it",
+    ),
+)
+
+
 class TLS(Value, frozen=True, kw_only=True):
     """How the upstream's certificate is checked."""
 
@@ -175,7 +183,7 @@ class TLS(Value, frozen=True, kw_only=True):
         str,
         Meta(
             max_length=65_536,
-            pattern=r"^-----BEGIN CERTIFICATE-----[\s\S]*$",
+            pattern=r"^-----BEGIN CERTIFICATE-----",
             description="PEM certificates of a private authority to trust instead of the public ones.",
         ),
     ]
@@ -213,7 +221,7 @@ class UpstreamSpec(Value, frozen=True, kw_only=True):
         tuple[ExtraHeader, ...],
         Meta(max_length=16, description="Headers added to every call.", extra_json_schema=keyed_by("name")),
     ] = ()
-    tls: Annotated[TLS, Meta(description="How the upstream's certificate is checked.")] | None = None
+    tls: Annotated[TLS | None, Meta(description="How the upstream's certificate is checked.")] = None
     tier: Annotated[Tier, Meta(description="Usage tier of the account: a preset for limits.")] | None = None
     limits: Annotated[Limits, Meta(description="Limits of the whole account; each overrides the tier's.")] = Limits()
     model_limits: Annotated[
@@ -234,14 +242,13 @@ class UpstreamSpec(Value, frozen=True, kw_only=True):
     ] = ()
     timeouts: Annotated[Timeouts, Meta(description="How long each part of a call may take.")] = Timeouts()
     breaker: Annotated[Breaker, Meta(description="When calls to a failing upstream stop.")] = Breaker()
-    retry: Annotated[Retry, Meta(description="How failed attempts are repeated.")] = Retry()
-    allowed_namespaces: (
-        Annotated[
-            AllowedNamespaces,
-            Meta(description="Which other namespaces may reference this upstream; default none."),
-        ]
-        | None
-    ) = None
+    retry: Annotated[Retry, Meta(description="How failed attempts are repeated.", extra_json_schema=RETRY_RULES)] = (
+        Retry()
+    )
+    allowed_namespaces: Annotated[
+        AllowedNamespaces | None,
+        Meta(description="Which other namespaces may reference this upstream; default none."),
+    ] = None
 
 
 class UpstreamStatus(Status, frozen=True, kw_only=True):
@@ -249,13 +256,10 @@ class UpstreamStatus(Status, frozen=True, kw_only=True):
 
     credentials: Annotated[str, Meta(max_length=32, description='Keys found of keys named, such as "2/2".')] = ""
     consumers: Annotated[int, Meta(ge=0, description="Allocations and routes that reference this upstream.")] = 0
-    effective_limits: (
-        Annotated[
-            Limits,
-            Meta(description="Limits in force: the spec's, the tier's, and what the account has told us."),
-        ]
-        | None
-    ) = None
+    effective_limits: Annotated[
+        Limits | None,
+        Meta(description="Limits in force: the spec's, the tier's, and what the account has told us."),
+    ] = None
     synced_pods: Annotated[
         str,
         Meta(max_length=32, description='Pods that run the current policy of all that use it, such as "12/12".'),
