@@ -47,7 +47,7 @@ class UpstreamPolicy(Value, frozen=True, kw_only=True):
 
 
 class AllocationPolicy(Value, frozen=True, kw_only=True):
-    """The share of one workload. `safe` is what one pod may use when it holds no lease."""
+    """The share of one workload. `safe` is what one pod may use without a lease, `model_safe` of single models."""
 
     name: str
     workloads: LabelSelector = LabelSelector()
@@ -58,6 +58,7 @@ class AllocationPolicy(Value, frozen=True, kw_only=True):
     queue: Queue = Queue()
     budget: Budget | None = None
     safe: Limits = Limits()
+    model_safe: tuple[ModelLimits, ...] = ()
 
 
 class QuotaPolicy(Value, frozen=True, kw_only=True):

@@ -1,24 +1,49 @@
-"""What one pod may use of an allocation while it holds no lease."""
+"""What a pod may use when nobody leases anything to it.
+
+Five percent of every limit are kept for this: an allocation's pods together have its share of that, and those of an
+allocation without a guaranteed share half a percent of the limit. The leader counts the safe share of every pod that it
+was told to expect as held, so that safe use and leases together stay within the limit.
+
+Where the bound ends: without a leader the figures in the compiled policy stand. If more pods run than the policy was
+compiled for, their safe use grows in proportion: twice the pods, ten percent of the limit. With a leader, pods beyond
+the expected ones are counted as soon as they report, and leases shrink to make room.
+"""
 
 from __future__ import annotations
 
-from sluice_core.api.upstream import Limits
+from typing import Final
+
+import msgspec
+
+from sluice_core.api.upstream import Limits, ModelLimits
+from sluice_core.limits.lease import SAFE_PERMILLE
+
+_LEAST_PERMILLE: Final = 5
 
 
 def safe_limits(effective: Limits, share_percent: int, pods: int) -> Limits:
-    """Return one pod's part of the tenth of the guaranteed share that is kept for pods without a lease.
+    """Return what each of `pods` pods of an allocation may use without a lease.
 
-    The tenth is divided by twice the pods that are counted, and by ten at least, so that pods may double before the
-    parts together exceed it. 0 stays "no limit" only in dimensions that have none.
+    A small limit among many pods leaves 0, which is nothing; a dimension without a limit has 0 too, and nothing to
+    keep to.
     """
-    divisor = 1000 * max(pods * 2, 10)
-
-    def part(limit: int | None) -> int:
-        return limit * share_percent // divisor if limit else 0
-
     return Limits(
-        requests_per_minute=part(effective.requests_per_minute),
-        tokens_per_minute=part(effective.tokens_per_minute),
-        requests_per_day=part(effective.requests_per_day),
-        concurrency=part(effective.concurrency),
+        requests_per_minute=_part(effective.requests_per_minute, share_percent, pods),
+        tokens_per_minute=_part(effective.tokens_per_minute, share_percent, pods),
+        requests_per_day=_part(effective.requests_per_day, share_percent, pods),
+        concurrency=_part(effective.concurrency, share_percent, pods),
     )
+
+
+def safe_model_limits(limits: tuple[ModelLimits, ...], share_percent: int, pods: int) -> tuple[ModelLimits, ...]:
+    """Return the same for the limits of single models, in the same order."""
+    return tuple(
+        ModelLimits(model=row.model, **msgspec.structs.asdict(safe_limits(row, share_percent, pods))) for row in limits
+    )
+
+
+def _part(capacity: int | None, share_percent: int, pods: int) -> int:
+    if not capacity:
+        return 0
+    permille_of_share = max(SAFE_PERMILLE * share_percent, _LEAST_PERMILLE * 100)
+    return capacity * permille_of_share // (100_000 * max(1, pods))

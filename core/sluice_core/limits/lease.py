@@ -1,0 +1,68 @@
+"""The pod's side of a lease: how much it may use within any window, and what it tells the leader.
+
+A pod may always use its safe share. On top of that a lease counts from the moment the pod *sent* the report that
+it answers, so that the pod believes in it for less time than the leader does. Only the answer to the latest report
+counts: the leader has to reckon with one answer under way, never with several.
+"""
+
+from __future__ import annotations
+
+
+class Allowance:
+    """How much one pod may use of one limit: `ceiling` is the limit itself, 0 for none, and nothing exceeds it.
+
+    A sole pod needs no lease: the whole is its own.
+    """
+
+    __slots__ = ("_amount", "_expires_at", "answered", "ceiling", "reported", "safe", "sole")
+
+    def __init__(self, *, ceiling: int, safe: int, sole: bool) -> None:
+        self.ceiling = ceiling
+        self.safe = safe
+        self.sole = sole
+        self.reported = 0
+        """What the latest report wanted."""
+        self.answered = 0
+        """What the report wanted to which the present lease is the answer."""
+        self._amount = 0
+        self._expires_at = float("-inf")
+
+    def amount(self, now: float) -> int:
+        """Return what may be used within any window that ends now."""
+        if self.sole:
+            return self.ceiling
+        return min(self.ceiling, max(self.safe, self.leased(now)))
+
+    def leased(self, now: float) -> int:
+        """Return the amount of the lease, 0 once it has run out."""
+        return self._amount if now < self._expires_at else 0
+
+    def largest(self) -> int:
+        """Return the most that could ever be granted: the whole but for what is kept for safe shares."""
+        if self.sole:
+            return self.ceiling
+        return max(self.safe, self.ceiling - safe_reserve(self.ceiling))
+
+    def may_grow(self, wanted: int, now: float) -> bool:
+        """Tell whether the next answer may be larger: much more is wanted now than when the last was given."""
+        return not self.sole and (now >= self._expires_at or 4 * wanted > 5 * self.answered)
+
+    def grant(self, amount: int, expires_at: float) -> None:
+        """Replace the lease, larger or smaller, at once."""
+        self._amount = amount
+        self._expires_at = expires_at
+        self.answered = self.reported
+
+    def drop(self) -> None:
+        """Forget the lease."""
+        self._amount = 0
+        self._expires_at = float("-inf")
+
+
+SAFE_PERMILLE = 50
+"""How much of every limit is kept for pods without a lease, in thousandths."""
+
+
+def safe_reserve(capacity: int) -> int:
+    """Return what is kept of a limit for pods without a lease."""
+    return capacity * SAFE_PERMILLE // 1000

@@ -1,0 +1,158 @@
+"""One limit in one dimension with its live use: the part of admission that counts."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Final
+
+from sluice_core.limits.keys import SLOT_SECONDS, WINDOW_SECONDS, Dimension, Layer
+from sluice_core.limits.lease import Allowance
+from sluice_core.limits.window import SlidingWindow, SlotPool
+
+_DENIED_SLOT_SECONDS: Final = 5.0
+LEASE_ROUND_SECONDS: Final = 2.0
+"""How long the answer to a report of new demand takes at most, as a forecast for those who wait for it."""
+
+
+class Meter(ABC):
+    """Use, allowance and unmet demand in one dimension. `name` says in refusals and metrics which limit it is."""
+
+    __slots__ = ("_denied", "allowance", "dimension", "largest_waiting", "layer", "name", "waiting")
+
+    def __init__(self, *, name: str, layer: Layer, dimension: Dimension, allowance: Allowance) -> None:
+        self.name = name
+        self.layer = layer
+        self.dimension = dimension
+        self.allowance = allowance
+        self.waiting = 0
+        self.largest_waiting = 0
+        self._denied = SlidingWindow(60.0, _DENIED_SLOT_SECONDS)
+
+    @abstractmethod
+    def used(self, now: float) -> int:
+        """Return what is in use: within the window, or in flight."""
+
+    @abstractmethod
+    def take(self, amount: int, now: float) -> int:
+        """Use `amount`, whether it fits or not; return the slot for `adjust`."""
+
+    @abstractmethod
+    def adjust(self, slot: int, delta: int, now: float) -> None:
+        """Correct what was taken."""
+
+    @abstractmethod
+    def soonest(self, amount: int, limit: int, now: float) -> float | None:
+        """Return when `amount` fits under `limit`; None if never."""
+
+    @abstractmethod
+    def turnover_seconds(self) -> float:
+        """Return how long it takes until the whole limit is free again."""
+
+    @abstractmethod
+    def wanted(self, now: float) -> int:
+        """Return what would be used if it were allowed: use, those who wait, and those who were refused lately."""
+
+    def fits(self, amount: int, now: float) -> bool:
+        """Tell whether `amount` may be used now."""
+        ceiling = self.allowance.ceiling
+        return not ceiling or self.used(now) + amount <= self.allowance.amount(now)
+
+    def earliest(self, amount: int, now: float) -> float | None:
+        """Return when `amount` may be used if nobody else comes first, or None if waiting cannot help."""
+        if not self.allowance.ceiling:
+            return now
+        if amount > self.allowance.largest():
+            return None
+        soonest = self.soonest(amount, self.allowance.amount(now), now)
+        return now + LEASE_ROUND_SECONDS if soonest is None else soonest
+
+    def forecast(self, ahead: int, amount: int, now: float) -> float | None:
+        """Return when `amount` may be used if `ahead` is used first, or None if waiting cannot help."""
+        if not self.allowance.ceiling:
+            return now
+        if amount > self.allowance.largest():
+            return None
+        growing = self.allowance.may_grow(self.wanted(now) + amount, now)
+        limit = self.allowance.largest() if growing else self.allowance.amount(now)
+        if limit < amount:
+            return now + LEASE_ROUND_SECONDS
+        rounds, rest = divmod(ahead, limit)
+        if rest + amount > limit:
+            rounds, rest = rounds + 1, 0
+        soonest = self.soonest(rest + amount, limit, now)
+        return None if soonest is None else soonest + rounds * self.turnover_seconds()
+
+    def deny(self, amount: int, now: float) -> None:
+        """Remember demand that was refused."""
+        self._denied.take(amount, now)
+
+    def wait(self, amount: int) -> None:
+        """Count somebody in who waits for `amount`."""
+        self.waiting += amount
+        self.largest_waiting = max(self.largest_waiting, amount)
+
+    def stop_waiting(self, amount: int) -> None:
+        """Count somebody out."""
+        self.waiting -= amount
+        if self.waiting <= 0:
+            self.waiting = self.largest_waiting = 0
+
+
+class RateMeter(Meter):
+    """Use within a sliding window."""
+
+    __slots__ = ("window",)
+
+    def __init__(self, *, name: str, layer: Layer, dimension: Dimension, allowance: Allowance) -> None:
+        super().__init__(name=name, layer=layer, dimension=dimension, allowance=allowance)
+        self.window = SlidingWindow(WINDOW_SECONDS[dimension], SLOT_SECONDS[dimension])
+
+    def used(self, now: float) -> int:
+        return self.window.expire(now)
+
+    def take(self, amount: int, now: float) -> int:
+        return self.window.take(amount, now)
+
+    def adjust(self, slot: int, delta: int, now: float) -> None:
+        self.window.adjust(slot, delta, now)
+
+    def soonest(self, amount: int, limit: int, now: float) -> float | None:
+        return self.window.earliest(amount, limit, now)
+
+    def turnover_seconds(self) -> float:
+        return self.window.window_seconds
+
+    def wanted(self, now: float) -> int:
+        return self.used(now) + self.waiting + self._denied.expire(now) + self.window.recent(now)
+
+
+class SlotMeter(Meter):
+    """Calls in flight."""
+
+    __slots__ = ("slots",)
+
+    def __init__(self, *, name: str, layer: Layer, allowance: Allowance, hold_seconds: float) -> None:
+        super().__init__(name=name, layer=layer, dimension=Dimension.CONCURRENCY, allowance=allowance)
+        self.slots = SlotPool(hold_seconds)
+
+    def used(self, now: float) -> int:
+        return self.slots.expire(now)
+
+    def take(self, amount: int, now: float) -> int:
+        return self.slots.take(now) if amount else 0
+
+    def adjust(self, slot: int, delta: int, now: float) -> None:
+        if delta < 0:
+            self.slots.give_back(slot, now)
+
+    def soonest(self, amount: int, limit: int, now: float) -> float | None:
+        return self.slots.earliest(limit - amount + 1, now)
+
+    def turnover_seconds(self) -> float:
+        return self.slots.hold_average_seconds
+
+    def wanted(self, now: float) -> int:
+        # So many calls a minute, each in flight for so long, are this many at once (Little's law).
+        unmet = self._denied.expire(now) * self.slots.hold_average_seconds / 60.0
+        return self.used(now) + self.waiting + math.ceil(unmet)

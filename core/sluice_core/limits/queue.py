@@ -1,0 +1,307 @@
+"""The waiting line of one pod: who goes next when there is not enough for all. Pure; the shell sets one timer.
+
+Order. Classes of priority are strict: a higher one goes first. Within a class users take turns by what they use
+(start-time fair queueing over tokens), so a user with a thousand calls delays another one's single call by about one
+call. A retry waits one class lower per attempt.
+
+Ageing. A call of a lower class that has waited `AGEING_SECONDS` may go before higher ones, but these calls together
+get at most one part in `AGED_PART` of what is served. So nobody starves, and a flood of batch calls, however old,
+cannot take more than that from realtime calls.
+
+A call that does not fit. When the next call needs more than there is, calls behind it may pass during the first half
+of its patience, at most `BACKFILL` of them looked at per turn. After that no call of its class or below passes until
+it has gone: it neither starves nor blocks the others for longer than its own patience. A call that only its user's own
+limit stops blocks nobody but that user. Higher classes always pass.
+
+Deadlines. Who cannot be served in time, by the forecast from the limits and from what is ahead, is refused at once.
+The forecast charges estimates; refunds only make it come true earlier.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Final
+
+from msgspec import Struct
+
+from sluice_core.api.quotaallocation import Priority
+from sluice_core.limits.admission import Admission
+from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Wait
+from sluice_core.limits.fair import FairQueue, Waiting
+from sluice_core.limits.keys import Layer
+
+AGEING_SECONDS: Final = 15.0
+AGED_PART: Final = 16
+BACKFILL: Final = 16
+MAX_LINE: Final = 10_000
+
+_CLASSES: Final = tuple(Priority)
+
+
+class Waiter(Struct, frozen=True, kw_only=True):
+    """A call that wants to be admitted. `id` is the caller's own name for it; `deadline` is in monotonic seconds."""
+
+    id: int
+    upstream: str
+    ask: Ask
+    priority: Priority = Priority.STANDARD
+    retry: int = 0
+    deadline: float
+
+
+class Entered(Struct, frozen=True, kw_only=True):
+    """The call is in the line. `expected` is the forecast of when it is admitted, `position` how many are ahead."""
+
+    expected: float
+    position: int
+    obstacle: Obstacle
+
+
+class Ready(Struct, frozen=True, kw_only=True):
+    """A waiting call was admitted, `waited_seconds` after it entered."""
+
+    id: int
+    admitted: Admitted
+    waited_seconds: float
+
+
+class TimedOut(Struct, frozen=True, kw_only=True):
+    """A waiting call was not admitted in time, or cannot be any more; the line no longer knows it."""
+
+    id: int
+    refusal: Refused
+
+
+class WaitingLine:
+    """The line in front of all limits of one pod. Every call goes through `submit`, or it would jump the line."""
+
+    __slots__ = ("_admission", "_deadlines", "_lines", "_waiting")
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._lines: dict[str, _Line] = {}  # by upstream
+        self._waiting: dict[int, Waiting] = {}
+        self._deadlines: list[tuple[float, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, waiter: Waiter, now: float) -> Admitted | Entered | Refused:
+        """Admit the call if it may go at once, else let it wait, else refuse it."""
+        line = self._lines.get(waiter.upstream)
+        if line is None:
+            answer = self._admission.reserve(waiter.upstream, waiter.ask, now)
+        else:
+            # Somebody waits already: a newcomer goes first only if it outranks them and still fits.
+            answer = line.reserve_past(waiter, self._admission, now)
+        match answer:
+            case Admitted():
+                return answer
+            case Refused():
+                self._admission.deny(waiter.upstream, waiter.ask, now)
+                return answer
+            case Wait():
+                return self._enter(waiter, answer, now)
+
+    def leave(self, waiter_id: int) -> None:
+        """Take a call out at once, because its client has gone; harmless if it is not in the line."""
+        waiting = self._waiting.pop(waiter_id, None)
+        if waiting is not None:
+            self._forget(waiting)
+
+    def ready(self, now: float) -> list[Ready | TimedOut]:
+        """Return who may go now, with their reservations, and who has waited in vain. Call it when `next_event` is due,
+        after a settlement or release, when leases arrive and when the policy changes."""
+        outcomes: list[Ready | TimedOut] = []
+        self._expire(now, outcomes)
+        for upstream in list(self._lines):
+            line = self._lines[upstream]
+            for waiting, answer in line.serve(self._admission, now):
+                del self._waiting[waiting.id]
+                self._admission.stop_waiting(upstream, waiting.ask)
+                if isinstance(answer, Refused):
+                    self._admission.deny(upstream, waiting.ask, now)
+                    outcomes.append(TimedOut(id=waiting.id, refusal=answer))
+                else:
+                    waited = now - waiting.entered_at
+                    outcomes.append(Ready(id=waiting.id, admitted=answer, waited_seconds=waited))
+            if not len(line):
+                del self._lines[upstream]
+        return outcomes
+
+    def next_event(self, now: float) -> float | None:
+        """Return when `ready` should be called next unless something happens before; None while nobody waits."""
+        while self._deadlines and self._deadlines[0][1] not in self._waiting:
+            heapq.heappop(self._deadlines)
+        if not self._waiting:
+            return None
+        times = [line.earliest for line in self._lines.values()]
+        if self._deadlines:
+            times.append(self._deadlines[0][0])
+        return max(now, min(times))
+
+    def _enter(self, waiter: Waiter, obstructed: Wait, now: float) -> Entered | Refused:
+        line = self._lines.get(waiter.upstream)
+        account = self._admission.account(waiter.upstream)
+        max_length = account.allocation.queue.max_length if account.allocation else MAX_LINE
+        ahead, position = line.ahead_of(waiter) if line else (Ask(requests=0), 0)
+        expected = self._admission.forecast(waiter.upstream, waiter.ask, ahead, now)
+        refusal: str | None = None
+        if len(self._waiting) >= MAX_LINE or (line is not None and len(line) >= max_length) or not max_length:
+            refusal = "queue_full"
+        elif expected is None or max(expected, obstructed.earliest) > waiter.deadline:
+            refusal = "deadline"
+        expected = max(obstructed.earliest, now if expected is None else expected)
+        if refusal is not None:
+            self._admission.deny(waiter.upstream, waiter.ask, now)
+            return Refused(reason=refusal, obstacle=obstructed.obstacle, retry_at=expected)
+        if line is None:
+            line = self._lines[waiter.upstream] = _Line()
+        waiting = line.add(waiter, obstructed, now)
+        self._waiting[waiter.id] = waiting
+        self._admission.wait(waiter.upstream, waiter.ask)
+        if len(self._deadlines) > 2 * len(self._waiting) + 64:  # of calls that left long ago
+            self._deadlines = [(each.deadline, each.id) for each in self._waiting.values()]
+            heapq.heapify(self._deadlines)
+        else:
+            heapq.heappush(self._deadlines, (waiter.deadline, waiter.id))
+        return Entered(expected=expected, position=position, obstacle=obstructed.obstacle)
+
+    def _forget(self, waiting: Waiting) -> None:
+        line = self._lines[waiting.upstream]
+        line.remove(waiting)
+        self._admission.stop_waiting(waiting.upstream, waiting.ask)
+        if not len(line):
+            del self._lines[waiting.upstream]
+
+    def _expire(self, now: float, outcomes: list[Ready | TimedOut]) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, waiter_id = heapq.heappop(self._deadlines)
+            waiting = self._waiting.pop(waiter_id, None)
+            if waiting is None:
+                continue
+            line = self._lines[waiting.upstream]
+            retry_at = max(now, line.earliest)
+            self._forget(waiting)
+            self._admission.deny(waiting.upstream, waiting.ask, now)
+            refusal = Refused(reason="timed_out", obstacle=waiting.obstacle, retry_at=retry_at)
+            outcomes.append(TimedOut(id=waiter_id, refusal=refusal))
+
+
+class _Line:
+    """Those who wait for one upstream."""
+
+    __slots__ = ("_aged_credit", "_classes", "earliest")
+
+    def __init__(self) -> None:
+        self._classes = tuple(FairQueue() for _ in _CLASSES)
+        self._aged_credit = 0.0
+        self.earliest = float("inf")
+        """When the next one is expected to fit."""
+
+    def __len__(self) -> int:
+        return sum(len(each) for each in self._classes)
+
+    def add(self, waiter: Waiter, obstructed: Wait, now: float) -> Waiting:
+        rank = _rank(waiter)
+        waiting = Waiting(
+            number=waiter.id,
+            upstream=waiter.upstream,
+            ask=waiter.ask,
+            rank=rank,
+            entered_at=now,
+            deadline=waiter.deadline,
+            obstacle=obstructed.obstacle,
+        )
+        self._classes[rank].push(waiting)
+        self.earliest = min(self.earliest, obstructed.earliest)
+        return waiting
+
+    def remove(self, waiting: Waiting) -> None:
+        self._classes[waiting.rank].remove(waiting)
+
+    def ahead_of(self, waiter: Waiter) -> tuple[Ask, int]:
+        """Return what will probably be served before a newcomer, and how many calls that is."""
+        rank = _rank(waiter)
+        requests = sum(len(each) for each in self._classes[:rank])
+        tokens = sum(each.tokens for each in self._classes[:rank])
+        same = self._classes[rank].ahead_of(waiter.ask)
+        return Ask(requests=requests + same.requests, tokens=tokens + same.tokens), requests + same.requests
+
+    def reserve_past(self, waiter: Waiter, admission: Admission, now: float) -> Admitted | Wait | Refused:
+        """Try a newcomer while others wait. Unless it outranks all of them it has to take its turn, even if it fits."""
+        if not any(len(each) for each in self._classes[: _rank(waiter) + 1]):
+            return admission.reserve(waiter.upstream, waiter.ask, now)
+        alone = admission.check(waiter.upstream, waiter.ask, now)
+        if alone is not None:
+            return alone
+        return Wait(obstacle=self._first_obstacle(), earliest=now)
+
+    def _first_obstacle(self) -> Obstacle:
+        return next(oldest.obstacle for each in self._classes if (oldest := each.oldest()) is not None)
+
+    def serve(self, admission: Admission, now: float) -> list[tuple[Waiting, Admitted | Refused]]:
+        """Take out and return those who go now, in order."""
+        served: list[tuple[Waiting, Admitted | Refused]] = []
+        self.earliest = float("inf")
+        if self._serve_aged(admission, now, served):
+            for queue in self._classes:
+                if not self._serve_class(queue, admission, now, served):
+                    break
+        return served
+
+    def _serve_aged(self, admission: Admission, now: float, served: list[tuple[Waiting, Admitted | Refused]]) -> bool:
+        """Serve those of lower classes who waited long, as far as their part goes; tell whether others may follow."""
+        while (aged := self._oldest_aged(now)) is not None and self._aged_credit >= aged.cost:
+            answer = self._try(aged, admission, now)
+            if answer is None:
+                return aged.obstacle.layer is Layer.USER or now < aged.half_patience_at
+            self._aged_credit -= aged.cost
+            self._classes[aged.rank].served(aged)
+            served.append((aged, answer))
+        return True
+
+    def _serve_class(
+        self, queue: FairQueue, admission: Admission, now: float, served: list[tuple[Waiting, Admitted | Refused]]
+    ) -> bool:
+        """Serve one class; tell whether lower ones may follow."""
+        passed: list[Waiting] = []
+        may_pass = True
+        while may_pass and len(passed) < BACKFILL and (waiting := queue.pop()) is not None:
+            answer = self._try(waiting, admission, now)
+            if answer is not None:
+                self._earn(waiting, now)
+                queue.served(waiting)
+                served.append((waiting, answer))
+                continue
+            passed.append(waiting)
+            may_pass = waiting.obstacle.layer is Layer.USER or now < waiting.half_patience_at
+        for waiting in passed:
+            queue.put_back(waiting)
+        return may_pass
+
+    def _try(self, waiting: Waiting, admission: Admission, now: float) -> Admitted | Refused | None:
+        answer = admission.reserve(waiting.upstream, waiting.ask, now)
+        if isinstance(answer, Wait):
+            waiting.obstacle = answer.obstacle
+            self.earliest = min(self.earliest, answer.earliest)
+            return None
+        return answer
+
+    def _oldest_aged(self, now: float) -> Waiting | None:
+        aged = None
+        for queue in self._classes[1:]:
+            oldest = queue.oldest()
+            if oldest is not None and now - oldest.entered_at >= AGEING_SECONDS:
+                aged = oldest if aged is None or oldest.entered_at < aged.entered_at else aged
+        if aged is None:
+            self._aged_credit = 0.0
+        return aged
+
+    def _earn(self, served: Waiting, now: float) -> None:
+        if self._oldest_aged(now) is not None:
+            self._aged_credit += served.cost / AGED_PART
+
+
+def _rank(waiter: Waiter) -> int:
+    return min(_CLASSES.index(waiter.priority) + waiter.retry, len(_CLASSES) - 1)

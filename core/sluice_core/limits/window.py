@@ -1,0 +1,129 @@
+"""What was used within the last window, and what is in flight. Integers only; memory in proportion to recent use.
+
+A token bucket with a full burst admits up to twice its limit within one window. The sliding window here returns a
+permit taken at `t` no earlier than at `t + window`, so that no window, wherever it begins, holds more than the limit.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+class SlidingWindow:
+    """Use in the last `window_seconds`, in slots of `slot_seconds`; a slot counts until its youngest permit is over.
+
+    All calls take `now`, in monotonic seconds; a clock that steps back is treated as standing still.
+    Memory and the cost of a step are bounded by the number of slots; an idle window is empty.
+    """
+
+    __slots__ = ("_amounts", "_newest", "_slots", "slot_seconds", "used", "window_seconds")
+
+    def __init__(self, window_seconds: float, slot_seconds: float) -> None:
+        self.window_seconds = window_seconds
+        self.slot_seconds = slot_seconds
+        self.used = 0
+        """Use within the window, as of the last call of `expire`."""
+        self._slots = math.ceil(window_seconds / slot_seconds)
+        self._amounts: dict[int, int] = {}  # by slot; grows at its end, shrinks at its beginning
+        self._newest = -(2**62)
+
+    def expire(self, now: float) -> int:
+        """Drop what is older than the window; return what is used within it."""
+        slot = int(now // self.slot_seconds)
+        if slot > self._newest:
+            self._newest = slot
+            amounts, oldest = self._amounts, slot - self._slots
+            while amounts:
+                first = next(iter(amounts))
+                if first >= oldest:
+                    break
+                self.used -= amounts.pop(first)
+        return self.used
+
+    def take(self, amount: int, now: float) -> int:
+        """Use `amount` now; return the slot that it is in, for `adjust`."""
+        self.expire(now)
+        slot = self._newest
+        self._amounts[slot] = self._amounts.get(slot, 0) + amount
+        self.used += amount
+        return slot
+
+    def adjust(self, slot: int, delta: int, now: float) -> None:
+        """Correct an earlier `take` by `delta`, where it was taken.
+
+        Once that slot is over, a refund has nothing left to give back. A charge then counts from now on, so that a call
+        that outlives its window still pays for what it used.
+        """
+        self.expire(now)
+        if slot in self._amounts:
+            self._amounts[slot] += delta
+            self.used += delta
+        elif delta > 0:
+            self.take(delta, now)
+
+    def recent(self, now: float) -> int:
+        """Return what was used in the present and the previous slot."""
+        self.expire(now)
+        return self._amounts.get(self._newest, 0) + self._amounts.get(self._newest - 1, 0)
+
+    def earliest(self, amount: int, limit: int, now: float) -> float | None:
+        """Return when `amount` fits under `limit` if nothing else is used till then, or None if it never does."""
+        excess = self.expire(now) + amount - limit
+        if excess <= 0:
+            return now
+        if amount > limit:
+            return None
+        for slot, used in self._amounts.items():
+            excess -= used
+            if excess <= 0:
+                return (slot + 1 + self._slots) * self.slot_seconds
+        return None
+
+
+class SlotPool:
+    """Calls in flight. A slot that nobody gives back comes back by itself after `hold_seconds`."""
+
+    __slots__ = ("_expiry", "_next", "hold_average_seconds", "hold_seconds")
+
+    def __init__(self, hold_seconds: float) -> None:
+        self.hold_seconds = hold_seconds
+        self._expiry: dict[int, tuple[float, float]] = {}  # by slot, oldest first: (taken at, back at)
+        self._next = 0
+        self.hold_average_seconds = 1.0
+        """How long slots were held lately, as a moving average."""
+
+    @property
+    def used(self) -> int:
+        """Return how many are taken, as of the last call of `expire`."""
+        return len(self._expiry)
+
+    def expire(self, now: float) -> int:
+        """Take back what was held too long; return what is in use."""
+        expiry = self._expiry
+        while expiry:
+            first = next(iter(expiry))
+            if expiry[first][1] > now:
+                break
+            del expiry[first]
+        return len(expiry)
+
+    def take(self, now: float) -> int:
+        """Take a slot and return its number."""
+        self._next += 1
+        self._expiry[self._next] = (now, now + self.hold_seconds)
+        return self._next
+
+    def give_back(self, slot: int, now: float) -> None:
+        """Free a slot; harmless if it is free already."""
+        taken = self._expiry.pop(slot, None)
+        if taken is not None:
+            self.hold_average_seconds += 0.1 * (max(0.0, now - taken[0]) - self.hold_average_seconds)
+
+    def earliest(self, limit: int, now: float) -> float | None:
+        """Return when a slot is likely free: a forecast from how long slots were held lately. None if never."""
+        used = self.expire(now)
+        if used < limit:
+            return now
+        if limit <= 0:
+            return None
+        return now + min(self.hold_seconds, max(0.05, self.hold_average_seconds * (used - limit + 1) / used))
