@@ -7,9 +7,10 @@ Precedence of routes that select one pod: the one with more selector requirement
 resources claim the same thing (an upstream's quota, a rule's split) the older one has it, then the first by name.
 """
 
-from sluice_core.compile.compiler import AnyResource, Compiled, compile_namespaces
-from sluice_core.compile.problems import Problem, Reason, ResourceId, Severity
+from sluice_core.api.manifests import AnyResource
+from sluice_core.compile.compiler import Compiled, compile_namespaces
 from sluice_core.compile.quotas import UNALLOCATED
+from sluice_core.problems import Problem, Reason, ResourceId, Severity
 
 __all__ = [
     "UNALLOCATED",

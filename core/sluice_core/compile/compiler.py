@@ -7,17 +7,16 @@ from typing import assert_never
 
 from sluice_core.api.base import Resource, Value
 from sluice_core.api.canarysplit_status import CanarySplit
+from sluice_core.api.manifests import AnyResource
 from sluice_core.api.modelroute import ModelRoute
 from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.api.upstream import Upstream
-from sluice_core.compile.problems import Problem, Report, ResourceId
 from sluice_core.compile.quotas import PodsByNamespace, Quota, check_pods, compile_quotas
 from sluice_core.compile.routes import check_selection, compile_route, precedence
 from sluice_core.compile.splits import compile_splits
 from sluice_core.compile.upstreams import NamespaceLabels, UpstreamIndex, compile_upstream
+from sluice_core.problems import Problem, Report, ResourceId
 from sluice_core.snapshot import QuotaPolicy, RoutePolicy, Snapshot, UpstreamPolicy, seal
-
-AnyResource = Upstream | QuotaAllocation | ModelRoute | CanarySplit
 
 
 class Compiled(Value, frozen=True, kw_only=True):

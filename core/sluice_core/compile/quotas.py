@@ -9,11 +9,11 @@ import msgspec
 
 from sluice_core.api.base import UpstreamRef
 from sluice_core.api.quotaallocation import Allocation, Budget, QuotaAllocation, QuotaAllocationSpec
-from sluice_core.compile.problems import Reason, Report, ResourceId
 from sluice_core.compile.selectors import implies
 from sluice_core.compile.tiers import has_any_limit
 from sluice_core.compile.upstreams import NamespaceLabels, UpstreamIndex, namespace_labels
-from sluice_core.limits.safe import safe_limits
+from sluice_core.limits.safe import safe_limits, safe_model_limits
+from sluice_core.problems import Reason, Report, ResourceId
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
 
 UNALLOCATED = "unallocated"
@@ -83,6 +83,7 @@ class Quota:
             queue=allocation.queue,
             budget=allocation.budget,
             safe=safe_limits(self._upstream.limits, allocation.share_percent, pods),
+            model_safe=safe_model_limits(self._upstream.model_limits, allocation.share_percent, pods),
         )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sluice_core.api.modelroute import Fallback, ModelRoute, RouteRule
-from sluice_core.compile.problems import Reason, Report, ResourceId
 from sluice_core.compile.selectors import overlap, selects_any, specificity
 from sluice_core.compile.upstreams import UpstreamIndex
+from sluice_core.problems import Reason, Report, ResourceId
 from sluice_core.snapshot import FallbackPolicy, RoutePolicy, RulePolicy, SplitPolicy, TargetPolicy
 
 PodLabels = Sequence[Mapping[str, str]]

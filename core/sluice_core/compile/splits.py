@@ -8,8 +8,8 @@ import msgspec
 
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.modelroute import ModelRoute
-from sluice_core.compile.problems import Reason, Report, ResourceId
 from sluice_core.compile.routes import RuleId
+from sluice_core.problems import Reason, Report, ResourceId
 from sluice_core.rollout.traffic import traffic
 from sluice_core.snapshot import ArmPolicy, SplitPolicy
 

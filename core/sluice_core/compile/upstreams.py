@@ -7,8 +7,8 @@ from decimal import Decimal, InvalidOperation
 
 from sluice_core.api.base import UpstreamRef
 from sluice_core.api.upstream import Price, Upstream
-from sluice_core.compile.problems import Reason, Report, ResourceId
 from sluice_core.compile.tiers import effective_limits, effective_model_limits
+from sluice_core.problems import Reason, Report, ResourceId
 from sluice_core.snapshot import CredentialFile, UpstreamPolicy
 
 _DEAREST_PLAUSIBLE_USD = Decimal(1000)  # per million tokens; the dearest model ever listed by OpenAI cost 600
