@@ -1,0 +1,64 @@
+"""What a round of the loop starts from, taken out of the world: pure."""
+
+from __future__ import annotations
+
+from sluice_core.api.base import Value
+from sluice_core.api.canarysplit_status import CanarySplit
+from sluice_core.api.modelroute import ModelRoute
+from sluice_core.compile import AnyResource
+from sluice_operator.kinds import INJECT_LABEL
+from sluice_operator.world import Held, Namespace, Pod, World, wants_injection
+
+
+class Inputs(Value, frozen=True, kw_only=True):
+    """The resources, and the namespaces and pods that they are for.
+
+    `namespaces` are those that get a policy, with their labels; `leaving` are being deleted and get nothing more.
+    `pods` are the labels of the pods that have a sidecar.
+    """
+
+    held: tuple[Held, ...] = ()
+    namespaces: dict[str, dict[str, str]] = {}
+    leaving: frozenset[str] = frozenset()
+    pods: dict[str, tuple[dict[str, str], ...]] = {}
+
+    @property
+    def resources(self) -> tuple[AnyResource, ...]:
+        """Return the resources that can be read and are not being deleted."""
+        return tuple(
+            each.resource
+            for each in self.held
+            if each.resource is not None and each.metadata.deletion_timestamp is None
+        )
+
+    def pod_count(self, namespace: str) -> int:
+        """Return how many pods of a namespace run a sidecar."""
+        return len(self.pods.get(namespace, ()))
+
+
+def gather(world: World) -> Inputs:
+    """Return the inputs of a round.
+
+    A namespace gets a policy when it has pods with a sidecar, and before that when somebody has said that it will: by
+    the label on it or on a pod, or by a route or split in it. So the first pod finds its policy mounted when it starts.
+    """
+    namespaces, held = world.namespaces(), world.held()
+    leaving = frozenset(each.name for each in namespaces.values() if each.leaving)
+    pods = [pod for pod in world.pods() if not pod.leaving]
+    consumers = {pod.namespace for pod in pods if _concerned(pod, namespaces.get(pod.namespace))}
+    consumers |= {name for name, each in namespaces.items() if each.labels.get(INJECT_LABEL) == "true"}
+    consumers |= {each.metadata.namespace for each in held if isinstance(each.resource, ModelRoute | CanarySplit)}
+    injected: dict[str, list[dict[str, str]]] = {}
+    for pod in sorted(pods, key=lambda each: (each.namespace, each.name)):
+        if pod.injected:
+            injected.setdefault(pod.namespace, []).append(pod.labels)
+    return Inputs(
+        held=held,
+        namespaces={name: namespaces[name].labels for name in sorted(consumers) if name in namespaces},
+        leaving=leaving,
+        pods={namespace: tuple(labels) for namespace, labels in injected.items()},
+    )
+
+
+def _concerned(pod: Pod, namespace: Namespace | None) -> bool:
+    return pod.injected or wants_injection(pod, namespace)

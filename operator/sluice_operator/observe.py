@@ -1,0 +1,121 @@
+"""Keeps the world current: kopf's events for speed, listings of our own so that nothing lost stays lost.
+
+kopf only watches here. It has no state, finalizer, annotation, timer or daemon on anything, so a resource can be
+deleted whether the operator lives or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import kopf
+import msgspec
+import structlog
+
+from sluice_core.api.base import GROUP
+from sluice_operator.cluster import ApiError, Cluster
+from sluice_operator.kinds import OBSERVED, ResourceType
+from sluice_operator.world import World
+
+Json = dict[str, Any]
+RESTART_SECONDS: Final = 5.0
+
+_log = structlog.get_logger()
+
+
+class Observer:
+    """Feeds the world and says when it has changed."""
+
+    def __init__(self, world: World, cluster: Cluster, *, clock: Callable[[], float], resync_seconds: float) -> None:
+        self._world = world
+        self._cluster = cluster
+        self._clock = clock
+        self._resync_seconds = resync_seconds
+        self.changed = asyncio.Event()
+
+    def take(self, type_: ResourceType, event_type: str | None, raw: Json) -> None:
+        """Take in one event of a watch. An object that cannot be read at all is told of and passed over."""
+        try:
+            if event_type == "DELETED":
+                significant = self._world.remove(type_, raw, self._clock())
+            else:
+                significant = self._world.put(type_, raw, self._clock())
+        except (msgspec.ValidationError, KeyError) as error:
+            _log.warning("object_unreadable", kind=type_.kind, error=type(error).__name__)
+            return
+        if significant:
+            self.changed.set()
+
+    async def relist(self) -> None:
+        """List every type once; those that cannot be listed keep what is known of them."""
+        for type_ in OBSERVED:
+            asked_at = self._clock()
+            try:
+                listing = await self._cluster.list_all(type_, dict[str, Any])
+            except ApiError as error:
+                _log.warning("listing_failed", kind=type_.kind, error=str(error))
+                continue
+            if self._world.replace(type_, listing, asked_at):
+                self.changed.set()
+
+    async def run(self) -> None:
+        """List for ever, soon at first, then at the pace of a safety net."""
+        while True:
+            await self.relist()
+            await asyncio.sleep(self._resync_seconds if self._world.complete else RESTART_SECONDS)
+
+    def registry(self, login: Callable[[], Awaitable[kopf.ConnectionInfo]]) -> kopf.OperatorRegistry:
+        """Return kopf's handlers: one event handler per type, nothing else."""
+        registry = kopf.OperatorRegistry()
+
+        async def log_in(**_: Any) -> kopf.ConnectionInfo:
+            return await login()
+
+        kopf.on.login(registry=registry)(log_in)
+        for type_ in OBSERVED:
+            group, _, version = type_.api_version.rpartition("/")
+            kopf.on.event(group, version, type_.plural, registry=registry, id=type_.plural)(self._handler(type_))
+        return registry
+
+    def _handler(self, type_: ResourceType) -> Callable[..., Awaitable[None]]:
+        async def observe(event: Any, **_: Any) -> None:
+            self.take(type_, event["type"], event["object"])
+
+        return observe
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """Return kopf's settings: watch, never write, never wait for ever."""
+    settings = kopf.OperatorSettings()
+    settings.peering.standalone = True  # leadership is our own Lease; kopf's peers would pause each other
+    settings.posting.enabled = False
+    settings.posting.loggers = False
+    settings.scanning.disabled = True
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.connect_timeout = 10
+    settings.watching.reconnect_backoff = 1.0
+    settings.watching.chunk_size = 500
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    settings.networking.error_backoffs = (1, 2, 4, 8, 15)
+    settings.persistence.finalizer = f"{GROUP}/unused"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP, key="unused")
+    return settings
+
+
+async def watch_for_ever(observer: Observer, login: Callable[[], Awaitable[kopf.ConnectionInfo]]) -> None:
+    """Run kopf's watches; start them anew should they ever end. Meanwhile the listings keep the world current."""
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    while True:
+        try:
+            await kopf.operator(
+                registry=observer.registry(login), settings=kopf_settings(), clusterwide=True, standalone=True
+            )
+        except Exception as error:  # noqa: BLE001 -- the root of kopf's tasks: told, and started anew
+            _log.warning("watches_ended", error=type(error).__name__)
+        await asyncio.sleep(RESTART_SECONDS)

@@ -1,0 +1,230 @@
+"""What each resource's status says: pure. Facts in, status and the patch that brings it about out.
+
+The three conditions that tools read follow kstatus: Ready, Reconciling (on its way), Stalled (will not get there by
+itself). The others are named as in the Gateway API: Accepted, ResolvedRefs, and Conflicted, which is bad when True.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from sluice_core.api.base import Condition, ConditionStatus, Status, Value
+from sluice_core.api.conditions import find_condition, set_condition
+from sluice_core.compile import Problem, Reason, Severity
+from sluice_operator.credentials import KeyFindings
+from sluice_operator.publish import NotPublished
+
+Json = dict[str, Any]
+S = TypeVar("S", bound=Status)
+MAX_TOLD: Final = 5
+
+_REFERENCES: Final = frozenset(
+    {
+        Reason.UPSTREAM_NOT_FOUND,
+        Reason.UPSTREAM_NOT_ALLOWED,
+        Reason.ROUTE_NOT_FOUND,
+        Reason.RULE_NOT_FOUND,
+        Reason.NOT_OWNED,
+        Reason.NO_CREDENTIALS,
+    }
+)
+_CONFLICTS: Final = frozenset(
+    {
+        Reason.QUOTA_CONFLICT,
+        Reason.SPLIT_CONFLICT,
+        Reason.ROUTES_OVERLAP,
+        Reason.RULE_UNREACHABLE,
+        Reason.ALLOCATION_UNREACHABLE,
+        Reason.ALLOCATION_NAME_TAKEN,
+    }
+)
+
+
+class Told(Value, frozen=True, kw_only=True):
+    """One thing to tell the owner of a resource."""
+
+    reason: str
+    text: str
+    serious: bool
+
+
+class Facts(Value, frozen=True, kw_only=True):
+    """What is known about a resource besides its spec.
+
+    `behind` says why the policy with this resource is not published where it is used, if so. `synced` is the number of
+    pods that run the policy, of those that should; None where nobody reports.
+    """
+
+    generation: int
+    problems: tuple[Problem, ...] = ()
+    keys: KeyFindings | None = None
+    behind: NotPublished | None = None
+    synced: tuple[int, int] | None = None
+    selects: bool = False
+
+
+def synced_text(synced: tuple[int, int] | None) -> str:
+    """Return the `12/12` of the status."""
+    return "" if synced is None else f"{synced[0]}/{synced[1]}"
+
+
+class _Setter:
+    """Sets conditions one after the other for one generation at one time."""
+
+    __slots__ = ("_generation", "_now", "conditions")
+
+    def __init__(self, conditions: tuple[Condition, ...], generation: int, now_unix: float) -> None:
+        self.conditions = conditions
+        self._generation = generation
+        self._now = now_unix
+
+    def set(self, type_: str, holds: bool, reason: str, message: str) -> None:
+        status = ConditionStatus.TRUE if holds else ConditionStatus.FALSE
+        self.conditions = set_condition(
+            self.conditions, type_, status, reason, message, now_unix=self._now, observed_generation=self._generation
+        )
+
+
+def conditions(before: tuple[Condition, ...], facts: Facts, now_unix: float) -> tuple[Condition, ...]:
+    """Return the conditions of a resource. What others have set besides these stays."""
+    setter = _Setter(before, facts.generation, now_unix)
+    told = _told(facts)
+    _set_details(setter, facts, told)
+    serious = [each for each in told if each.serious]
+    if serious:
+        reason, message = serious[0].reason, _sentence(serious)
+        setter.set("Ready", False, reason, message)
+        setter.set("Reconciling", False, reason, "nothing is under way; the resource needs a change")
+        setter.set("Stalled", True, reason, message)
+    elif facts.behind is not None:
+        reason, message = facts.behind.reason, facts.behind.message
+        setter.set("Ready", False, reason, message)
+        setter.set("Reconciling", not facts.behind.final, reason, message)
+        setter.set("Stalled", facts.behind.final, reason, message)
+    else:
+        setter.set("Ready", True, "InForce", "all that it asks for is in the published policy")
+        setter.set("Reconciling", False, "InForce", "nothing is under way")
+        setter.set("Stalled", False, "InForce", "nothing is in the way")
+    return setter.conditions
+
+
+def _set_details(setter: _Setter, facts: Facts, told: tuple[Told, ...]) -> None:
+    by_type: dict[str, list[Told]] = {}
+    for each in told:
+        by_type.setdefault(_condition_of(each.reason), []).append(each)
+    for type_, good in (("Accepted", "Valid"), ("ResolvedRefs", "ResolvedRefs")):
+        found = by_type.get(type_, [])
+        # A reference that leads nowhere is unresolved even where the resource can do without it.
+        bad = any(each.serious or each.reason.startswith("Secret") for each in found)
+        setter.set(type_, not bad, found[0].reason if found else good, _sentence(found) or "nothing is amiss")
+    conflicts = by_type.get("Conflicted", [])
+    setter.set(
+        "Conflicted",
+        bool(conflicts),
+        conflicts[0].reason if conflicts else "NoConflicts",
+        _sentence(conflicts) or "no other resource claims the same",
+    )
+    if facts.selects:
+        nobody = by_type.get("WorkloadsSelected", [])
+        reason = nobody[0].reason if nobody else "Selected"
+        setter.set("WorkloadsSelected", not nobody, reason, _sentence(nobody) or "pods use it")
+    if facts.synced is not None:
+        running, wanted = facts.synced
+        synced = running >= wanted
+        message = f"{running} of {wanted} pods run the present policy"
+        setter.set("ConfigSynced", synced, "Synced" if synced else "PodsBehind", message)
+
+
+def _condition_of(reason: str) -> str:
+    if reason in _REFERENCES or reason.startswith("Secret"):
+        return "ResolvedRefs"
+    if reason in _CONFLICTS:
+        return "Conflicted"
+    return "WorkloadsSelected" if reason == Reason.NOBODY_SELECTED else "Accepted"
+
+
+def _told(facts: Facts) -> tuple[Told, ...]:
+    """Return all there is to tell, what is serious first."""
+    told = [
+        Told(
+            reason=problem.reason.value,
+            text=f"{problem.path}: {problem.message}" if problem.path else problem.message,
+            serious=problem.severity is Severity.ERROR,
+        )
+        for problem in facts.problems
+    ]
+    keys = facts.keys
+    for finding in keys.findings if keys is not None else ():
+        # With one key of several the upstream still works; with none it does not.
+        serious = keys is not None and keys.found == 0
+        told.append(Told(reason=finding.reason, text=f"{finding.path}: {finding.message}", serious=serious))
+    return tuple(sorted(told, key=lambda each: not each.serious))
+
+
+def _sentence(told: Iterable[Told]) -> str:
+    texts = [each.text for each in told]
+    more = f"; and {len(texts) - MAX_TOLD} more" if len(texts) > MAX_TOLD else ""
+    return "; ".join(texts[:MAX_TOLD]) + more
+
+
+def status_patch(stored: Mapping[str, Any], status: Status) -> Json | None:
+    """Return the merge patch from the stored status to this one; None if they say the same.
+
+    Compared as typed values: defaults that the API server fills in are no difference, or the patches would never end.
+    """
+    try:
+        if msgspec.convert(dict(stored), type(status)) == status:
+            return None
+    except msgspec.ValidationError:
+        pass
+    fresh: Json = msgspec.to_builtins(status)
+    return merge_patch(stored, fresh)
+
+
+def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> Json:
+    """Return the JSON merge patch (RFC 7386) from one object to another: null for what goes away."""
+    patch: Json = {name: None for name in before if name not in after}
+    for name, value in after.items():
+        old = before.get(name)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            inner = merge_patch(old, value)
+            if inner:
+                patch[name] = inner
+        elif name not in before or old != value:
+            patch[name] = value
+    return patch
+
+
+class Transition(Value, frozen=True, kw_only=True):
+    """A condition that changed in a way worth an event."""
+
+    reason: str
+    message: str
+    warning: bool
+
+
+def transitions(before: tuple[Condition, ...], after: tuple[Condition, ...]) -> tuple[Transition, ...]:
+    """Return what to tell as events: conditions that turned bad, turned good again, or are bad for another reason."""
+    found: dict[str, Transition] = {}
+    for condition in after:
+        if condition.type in ("Reconciling", "Stalled", "ConfigSynced"):
+            continue
+        old = find_condition(before, condition.type)
+        bad = _is_bad(condition)
+        if old is None and not bad:
+            continue
+        if old is not None and (old.status, old.reason) == (condition.status, condition.reason):
+            continue
+        if bad or condition.type == "Ready":
+            found.setdefault(
+                condition.reason, Transition(reason=condition.reason, message=condition.message, warning=bad)
+            )
+    return tuple(found.values())
+
+
+def _is_bad(condition: Condition) -> bool:
+    abnormal_when = ConditionStatus.TRUE if condition.type == "Conflicted" else ConditionStatus.FALSE
+    return condition.status is abnormal_when
