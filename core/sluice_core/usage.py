@@ -9,7 +9,8 @@ class Usage(Value, frozen=True, kw_only=True):
     """Tokens of one call.
 
     `cached_input_tokens` and `cache_write_tokens` are parts of `input_tokens`; `reasoning_tokens` is part of
-    `output_tokens`; audio and image tokens are parts of the input or output that they name.
+    `output_tokens`; audio and image tokens are parts of the input or output that they name. A transcription may be
+    charged by the length of its audio instead of by tokens.
     """
 
     input_tokens: int = 0
@@ -21,6 +22,7 @@ class Usage(Value, frozen=True, kw_only=True):
     audio_output_tokens: int = 0
     image_input_tokens: int = 0
     image_output_tokens: int = 0
+    audio_input_milliseconds: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -1,0 +1,301 @@
+"""Reading a stream while it passes: usage, content, end, failure. The bytes that leave are the bytes that came.
+
+The one exception is what Sluice itself asked for: where it set `stream_options.include_usage` and the client did not,
+the usage event and the `"usage":null` members are taken out again, so that the client sees the stream it asked for.
+
+Most events of a stream are deltas with nothing to learn from. A few substring tests tell them apart; the tests only
+ever err on the side of parsing, so that the facts never depend on them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from sluice_core.answer import AnswerBody, answer_of, most_telling, read_usage
+from sluice_core.api.modelroute import Endpoint
+from sluice_core.classify import TRUNCATED, Failure, UpstreamError, classify_error
+from sluice_core.sse import MAX_EVENT_BYTES, Fragment, SSESplitter, event_fields
+from sluice_core.usage import Usage
+
+_CHOICE_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS})
+_DONE = b"[DONE]"
+
+_TERMINAL_TYPES = frozenset({"response.completed", "response.failed", "response.incomplete", "response.cancelled"})
+_TERMINAL_SUFFIXES = ("audio.done", "transcript.text.done", "image_generation.completed", "image_edit.completed")
+_PREFACE_TYPES = frozenset(
+    {
+        "response.created",
+        "response.queued",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.failed",
+        "error",
+        "",
+    }
+)
+"""Events of the Responses API that come before any content, or instead of it."""
+
+_ABSENT = Raw(b"")
+_EMPTY_VALUES = frozenset({b"", b"null", b'""', b"[]", b"{}"})
+_FRAMING_MEMBERS = frozenset({"role"})
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    finish_reason: str | None = None
+    delta: dict[str, Raw] | None = None
+    text: Raw = _ABSENT
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    """The members of any stream's events that are read."""
+
+    type: str | None = None
+    id: str | None = None
+    model: str | None = None
+    service_tier: str | None = None
+    usage: Raw = _ABSENT
+    choices: list[_Choice] | None = None
+    error: UpstreamError | str | None = None
+    response: AnswerBody | None = None
+    code: str | int | None = None
+    message: str | None = None
+    sequence_number: int = 0
+
+
+class _UsageOnly(msgspec.Struct, gc=False):
+    usage: Raw = _ABSENT
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_usage_only = msgspec.json.Decoder(_UsageOnly).decode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class StreamTap:
+    """Passes a stream on and keeps what it says about itself.
+
+    `feed` returns the bytes for the client, `end` the last of them; after `end`, a stream that broke off before its
+    terminal event has `failure` set to a truncation. `content_seen` turns true with the first event that a client would
+    notice as an answer: until then another upstream may still take over.
+    """
+
+    __slots__ = (
+        "_finish_reasons",
+        "_last_event",
+        "_splitter",
+        "_strip",
+        "content_seen",
+        "endpoint",
+        "failure",
+        "response_id",
+        "response_status",
+        "served_model",
+        "service_tier",
+        "terminal_seen",
+        "usage",
+    )
+
+    def __init__(self, endpoint: Endpoint, strip_usage: bool, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        self.endpoint = endpoint
+        self.usage: Usage | None = None
+        self.served_model: str | None = None
+        self.service_tier: str | None = None
+        self.failure: Failure | None = None
+        self.response_id: str | None = None
+        self.response_status: str | None = None
+        self.content_seen = False
+        self.terminal_seen = False
+        self._finish_reasons: dict[int, str] = {}
+        self._last_event = b""
+        self._splitter = SSESplitter(max_event_bytes)
+        self._strip = strip_usage and endpoint in _CHOICE_ENDPOINTS
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Return why the answer ended; of several choices, the most telling reason."""
+        return most_telling(self._finish_reasons.values())
+
+    @property
+    def finish_reasons(self) -> dict[int, str]:
+        """Return why each choice ended, by its index."""
+        return dict(self._finish_reasons)
+
+    @property
+    def last_sequence_number(self) -> int:
+        """Return the number of the last event of a Responses stream, 0 if it had none."""
+        try:
+            return _decode_chunk(event_fields(self._last_event)[1]).sequence_number
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return what the client gets of this chunk: the chunk itself, unless usage is to be taken out."""
+        if self._strip:
+            return b"".join([self._stripped(event) for event in self._splitter.feed(chunk)])
+        for event in self._splitter.feed(chunk):
+            self._read(event)
+        return chunk
+
+    def end(self) -> bytes:
+        """Return the rest of the stream for the client, once the upstream has closed it."""
+        rest = self._splitter.flush()
+        if rest:
+            rest = self._stripped(rest) if self._strip else self._read_rest(rest)
+        if not self.terminal_seen and self.failure is None and _must_end(self.endpoint):
+            self.failure = TRUNCATED
+        return rest
+
+    def _read_rest(self, rest: bytes) -> bytes:
+        self._read(rest)
+        return b""
+
+    def _read(self, event: bytes) -> None:
+        if type(event) is Fragment:
+            self.content_seen = True  # so large an event can only be content
+            return
+        self._last_event = event
+        if self.content_seen and _is_plain_delta(event):
+            return
+        name, data = event_fields(event)
+        if not data:
+            return
+        if data == _DONE:
+            self.terminal_seen = True
+            return
+        try:
+            chunk = _decode_chunk(data)
+        except msgspec.ValidationError:
+            chunk = _lenient_chunk(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return  # not JSON: the client's business
+        self._learn(name, chunk)
+
+    def _learn(self, name: bytes, chunk: _Chunk) -> None:
+        self.served_model = chunk.model or self.served_model
+        self.service_tier = chunk.service_tier or self.service_tier
+        self.response_id = self.response_id or (chunk.id if chunk.choices is not None else None)
+        if len(chunk.usage):
+            self.usage = read_usage(chunk.usage) or self.usage  # the last event that reports usage counts
+        if chunk.error or name == b"error" or chunk.type == "error":
+            self._fail(chunk)
+        elif chunk.choices is not None:
+            self._learn_choices(chunk.choices)
+        else:
+            self._learn_typed(chunk.type or name.decode("utf-8", "replace"), chunk)
+
+    def _fail(self, chunk: _Chunk) -> None:
+        error = chunk.error
+        if not isinstance(error, UpstreamError):
+            error = UpstreamError(code=chunk.code, message=error or chunk.message)
+        self.failure = classify_error(error)
+        if self.failure is None:  # declined by content policy, in mid-stream: an answer that ends here
+            self._finish_reasons[0] = "content_filter"
+            self.content_seen = self.terminal_seen = True
+
+    def _learn_choices(self, choices: list[_Choice]) -> None:
+        for choice in choices:
+            if choice.finish_reason is not None:
+                self._finish_reasons[choice.index] = choice.finish_reason
+                self.content_seen = True
+            elif not self.content_seen:
+                self.content_seen = _has_content(choice)
+
+    def _learn_typed(self, kind: str, chunk: _Chunk) -> None:
+        if chunk.response is not None:
+            self._learn_response(chunk.response)
+        if kind not in _PREFACE_TYPES:
+            self.content_seen = True
+        if kind in _TERMINAL_TYPES or kind.endswith(_TERMINAL_SUFFIXES):
+            self.terminal_seen = True
+
+    def _learn_response(self, response: AnswerBody) -> None:
+        answer = answer_of(Endpoint.RESPONSES, response)
+        self.usage = answer.usage or self.usage
+        self.served_model = answer.served_model or self.served_model
+        self.service_tier = answer.service_tier or self.service_tier
+        self.response_id = answer.response_id or self.response_id
+        self.response_status = answer.response_status or self.response_status
+        self.failure = answer.failure or self.failure
+        if answer.finish_reason is not None:
+            self._finish_reasons[0] = answer.finish_reason
+
+    def _stripped(self, event: bytes) -> bytes:
+        """Read an event and return it without the usage that only Sluice asked for."""
+        self._read(event)
+        if type(event) is Fragment or b'"usage"' not in event:
+            return event
+        if _COMPACT_NULL in event:
+            start = event.rfind(_COMPACT_NULL)
+            rest = event[start + len(_COMPACT_NULL) :]
+            # The one closing brace behind it is the event's own, so that this is a member of the event itself.
+            if rest.count(b"}") == 1 and rest.rstrip().endswith(b"}"):
+                return event[:start] + rest
+        return _without_usage(event)
+
+
+_COMPACT_NULL = b',"usage":null'
+_NULL_MEMBER = re.compile(rb',\s*"usage"\s*:\s*null|(?<=\{)\s*"usage"\s*:\s*null\s*,')
+
+
+def _without_usage(event: bytes) -> bytes:
+    """Return nothing for a usage event; else the event without a top-level `usage` that is null."""
+    data = event_fields(event)[1]
+    try:
+        members = _decode_object(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return event
+    if members.get("usage", True) is None:
+        del members["usage"]
+        for found in _NULL_MEMBER.finditer(event):
+            candidate = event[: found.start()] + event[found.end() :]
+            if _same(event_fields(candidate)[1], members):
+                return candidate
+        return event
+    return b"" if "usage" in members and members.get("choices") == [] else event
+
+
+def _same(data: bytes, members: dict[str, Any]) -> bool:
+    try:
+        return _decode_object(data) == members
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+def _is_plain_delta(event: bytes) -> bool:
+    """Tell whether an event is certainly nothing but content. False only means that it has to be parsed."""
+    if event.startswith(b"data: {"):
+        return (
+            event.count(b'"finish_reason"') == 1
+            and b'"finish_reason":null' in event
+            and b'"error"' not in event
+            and (b'"usage"' not in event or (b'"usage":null' in event and event.count(b'"usage"') == 1))
+            and event.find(b"\n") >= len(event) - 2
+        )
+    return event.startswith(b"event: response.") and b'.delta"' in event and b'"response":' not in event
+
+
+def _has_content(choice: _Choice) -> bool:
+    if choice.delta:
+        return any(
+            bytes(value) not in _EMPTY_VALUES for name, value in choice.delta.items() if name not in _FRAMING_MEMBERS
+        )
+    return len(choice.text) > 0 and bytes(choice.text) not in _EMPTY_VALUES
+
+
+def _lenient_chunk(data: bytes) -> _Chunk:
+    """Read only the usage: some member has an unknown shape, and what is to be paid matters most."""
+    try:
+        return _Chunk(usage=_decode_usage_only(data).usage)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _Chunk()
+
+
+def _must_end(endpoint: Endpoint) -> bool:
+    """Tell whether streams of this endpoint have a known terminal event, so that its absence is a truncation."""
+    return endpoint in _CHOICE_ENDPOINTS or endpoint is Endpoint.RESPONSES
