@@ -26,7 +26,7 @@ from msgspec import Struct
 
 from sluice_core.api.quotaallocation import Priority
 from sluice_core.limits.admission import Admission
-from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Wait
+from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
 from sluice_core.limits.fair import FairQueue, Waiting
 from sluice_core.limits.keys import Layer
 
@@ -61,8 +61,9 @@ class Ready(Struct, frozen=True, kw_only=True):
     """A waiting call was admitted, `waited_seconds` after it entered."""
 
     id: int
-    admitted: Admitted
+    reservation: Reservation
     waited_seconds: float
+    would_refuse: Obstacle | None = None
 
 
 class TimedOut(Struct, frozen=True, kw_only=True):
@@ -124,7 +125,14 @@ class WaitingLine:
                     outcomes.append(TimedOut(id=waiting.id, refusal=answer))
                 else:
                     waited = now - waiting.entered_at
-                    outcomes.append(Ready(id=waiting.id, admitted=answer, waited_seconds=waited))
+                    outcomes.append(
+                        Ready(
+                            id=waiting.id,
+                            reservation=answer.reservation,
+                            waited_seconds=waited,
+                            would_refuse=answer.would_refuse,
+                        )
+                    )
             if not len(line):
                 del self._lines[upstream]
         return outcomes
