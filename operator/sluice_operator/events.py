@@ -50,6 +50,23 @@ class Events:
         while len(self._seen) > MAX_REMEMBERED:
             self._seen.popitem(last=False)
 
+    async def _write(
+        self, type_: ResourceType, about: ObjectMeta, reason: str, note: str, name: str, warning: bool, count: int
+    ) -> int:
+        if not count:
+            try:
+                event = self._event(type_, about, reason, note, name, warning)
+                await self._cluster.create(EVENTS, about.namespace, event)
+                return 1
+            except ConflictError:  # a leader before this one told it
+                count = 1
+        body = {"count": count + 1, "lastTimestamp": rfc3339(self._wall())}
+        try:
+            await self._cluster.merge(EVENTS, about.namespace, name, body)
+        except NotFoundError:  # the API server keeps events for an hour
+            return await self._write(type_, about, reason, note, name, warning, 0)
+        return count + 1
+
     def _event(self, type_: ResourceType, about: ObjectMeta, reason: str, note: str, name: str, warning: bool) -> Json:
         now = rfc3339(self._wall())
         return {
