@@ -29,6 +29,9 @@ from sluice_cli.mock.state import Call, State
 from sluice_cli.mock.wire import JsonObject
 
 _API_PREFIX: Final = "/v1"
+# What reading a body of the wrong shape raises, wherever that is noticed.
+_MALFORMED: Final = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+_BODY_OPTIONAL: Final = frozenset({"conversations", "vector_stores", "realtime.client_secrets"})
 
 
 class App:
@@ -69,11 +72,20 @@ class App:
             return await _serve(call, route, sender)
         except ApiError as exc:
             return refusal(sender, call, exc)
-        except (asyncio.CancelledError, ConnectionError):
-            if entry.outcome is Outcome.IN_FLIGHT:
-                entry.outcome = Outcome.CLIENT_CLOSED
+        except _MALFORMED as exc:
+            if entry.status is not None:
+                raise  # the answer had begun: this is a mistake of ours
+            message = f"Invalid type or value in the body of your request ({type(exc).__name__})."
+            return refusal(sender, call, bad_request(message))
+        except ConnectionError:
+            _close_as(entry, Outcome.CLIENT_CLOSED)
+            abort(request, reset=False)
+            return web.Response()  # nothing of it is sent: the connection is gone
+        except asyncio.CancelledError:
+            _close_as(entry, Outcome.CLIENT_CLOSED)
             raise
         finally:
+            _close_as(entry, Outcome.ERROR)
             entry.duration_seconds = time.perf_counter() - started
             state.ledger.close(entry)
 
@@ -85,7 +97,7 @@ class App:
     def _describe(self, call: Call, route: routes.Route) -> None:
         """Book what the request asks for; what it hides of its user stays hidden."""
         body, entry = call.body, call.entry
-        model = body.get("model")
+        model = body.get("model") or call.query.get("model")
         if isinstance(model, str):
             if self._models is not None and model not in self._models:
                 message = f"The model `{model}` does not exist or you do not have access to it."
@@ -99,6 +111,12 @@ class App:
             entry.user_sha256 = sha256_text(user)
         if route.describe is not None:
             route.describe(body, entry)
+
+
+def _close_as(entry: LedgerEntry, outcome: Outcome) -> None:
+    """Book how a call ended, unless that is known."""
+    if entry.outcome is Outcome.IN_FLIGHT:
+        entry.outcome = outcome
 
 
 def _find(method: str, path: str) -> tuple[routes.Route, tuple[str, ...]]:
@@ -131,7 +149,7 @@ async def _read_body(call: Call, route: routes.Route) -> None:
     elif route.reader in ("json", "form"):
         raw = await call.request.read()
         call.entry.received_bytes = len(raw)
-        if not raw and not route.endpoint.startswith("conversations"):
+        if not raw and route.endpoint not in _BODY_OPTIONAL:
             raise missing("body")
         try:
             decoded = msgspec.json.decode(raw or b"{}")

@@ -6,7 +6,21 @@ from urllib.parse import unquote
 
 import msgspec
 
-from sluice_cli.mock import chat, completions, conversations, embeddings, files, models, responses
+from sluice_cli.mock import (
+    audio,
+    batches,
+    chat,
+    completions,
+    conversations,
+    embeddings,
+    files,
+    images,
+    models,
+    moderations,
+    responses,
+    vector_stores,
+    websockets,
+)
 from sluice_cli.mock.answers import Answer
 from sluice_cli.mock.ledger import LedgerEntry
 from sluice_cli.mock.state import Call
@@ -96,6 +110,30 @@ _ROUTES: Final[dict[tuple[str, str], Route]] = {
     ("POST", "/uploads/*/parts"): _post("uploads", files.create_part, reader="own"),
     ("POST", "/uploads/*/complete"): _post("uploads", files.complete_upload),
     ("POST", "/uploads/*/cancel"): _get("uploads", files.cancel_upload),
+    ("GET", "/responses"): _get("responses.websocket", websockets.connect_responses),
+    ("GET", "/realtime"): _get("realtime", websockets.connect_realtime),
+    ("POST", "/realtime/client_secrets"): _post("realtime.client_secrets", websockets.create_secret),
+    ("POST", "/moderations"): _post("moderations", moderations.create),
+    ("POST", "/images/generations"): _post("images.generations", images.generate, images.charge),
+    ("POST", "/images/edits"): _post("images.edits", images.edit, images.charge, reader="form"),
+    ("POST", "/images/variations"): _post("images.variations", images.vary, images.charge, reader="form"),
+    ("POST", "/audio/transcriptions"): _post("audio.transcriptions", audio.transcribe, reader="form"),
+    ("POST", "/audio/translations"): _post("audio.translations", audio.translate, reader="form"),
+    ("POST", "/audio/speech"): _post("audio.speech", audio.speak),
+    ("POST", "/batches"): _post("batches", batches.create),
+    ("GET", "/batches"): _get("batches", batches.list_batches),
+    ("GET", "/batches/*"): _get("batches", batches.retrieve),
+    ("POST", "/batches/*/cancel"): _get("batches", batches.cancel),
+    ("POST", "/vector_stores"): _post("vector_stores", vector_stores.create),
+    ("GET", "/vector_stores"): _get("vector_stores", vector_stores.list_stores),
+    ("GET", "/vector_stores/*"): _get("vector_stores", vector_stores.retrieve),
+    ("POST", "/vector_stores/*"): _post("vector_stores", vector_stores.update),
+    ("DELETE", "/vector_stores/*"): _get("vector_stores", vector_stores.delete),
+    ("POST", "/vector_stores/*/files"): _post("vector_stores", vector_stores.create_file),
+    ("GET", "/vector_stores/*/files"): _get("vector_stores", vector_stores.list_files),
+    ("GET", "/vector_stores/*/files/*"): _get("vector_stores", vector_stores.retrieve_file),
+    ("DELETE", "/vector_stores/*/files/*"): _get("vector_stores", vector_stores.delete_file),
+    ("POST", "/vector_stores/*/search"): _post("vector_stores", vector_stores.search),
 }
 
 
