@@ -25,24 +25,23 @@ class Fragment(bytes):
 
 
 class SSESplitter:
-    """Cuts a stream into events, each with the empty line that ends it."""
+    """Cuts a stream into events, each with the empty line that ends it.
 
-    __slots__ = ("_buffer", "_fragmenting", "_max_event_bytes", "_scanned")
+    `between_events` tells that no part of an unfinished event is held or has been passed on.
+    """
+
+    __slots__ = ("_buffer", "_fragmenting", "_max_event_bytes", "_scanned", "between_events")
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._buffer = bytearray()
         self._scanned = 0
         self._fragmenting = False
         self._max_event_bytes = max_event_bytes
-
-    @property
-    def pending(self) -> bool:
-        """Tell whether bytes of an unfinished event are held."""
-        return len(self._buffer) > 0
+        self.between_events = True
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the events that this chunk completes, and fragments of those that are too large to hold."""
-        if chunk.endswith(b"\n\n") and not self._buffer and not self._fragmenting and b"\r" not in chunk:
+        if self.between_events and chunk.endswith(b"\n\n") and b"\r" not in chunk:
             events = self._whole(chunk)  # the way nearly every server sends them
             if events is not None:
                 return events
@@ -50,6 +49,7 @@ class SSESplitter:
         events = self._cut()
         if len(self._buffer) > self._max_event_bytes:
             events.append(self._fragment())
+        self.between_events = not self._buffer and not self._fragmenting
         return events
 
     def flush(self) -> bytes:

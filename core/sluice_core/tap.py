@@ -3,8 +3,8 @@
 The one exception is what Sluice itself asked for: where it set `stream_options.include_usage` and the client did not,
 the usage event and the `"usage":null` members are taken out again, so that the client sees the stream it asked for.
 
-Most events of a stream are deltas with nothing to learn from. A few substring tests tell them apart; the tests only
-ever err on the side of parsing, so that the facts never depend on them.
+Most events of a stream are deltas with nothing to learn from. Decoding the three members that would say otherwise is
+cheaper than searching the bytes for them, and cannot be fooled by what the text of an answer contains.
 """
 
 from __future__ import annotations
@@ -68,11 +68,24 @@ class _Chunk(msgspec.Struct, gc=False):
     sequence_number: int = 0
 
 
+class _Ending(msgspec.Struct, gc=False):
+    finish_reason: str | None = None
+
+
+class _Delta(msgspec.Struct, gc=False):
+    """What makes an event of a choice stream more than content."""
+
+    choices: list[_Ending]
+    usage: Raw = _ABSENT
+    error: Raw = _ABSENT
+
+
 class _UsageOnly(msgspec.Struct, gc=False):
     usage: Raw = _ABSENT
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_delta = msgspec.json.Decoder(_Delta).decode
 _decode_usage_only = msgspec.json.Decoder(_UsageOnly).decode
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -88,6 +101,7 @@ class StreamTap:
     __slots__ = (
         "_finish_reasons",
         "_last_event",
+        "_max_one_line",
         "_splitter",
         "_strip",
         "content_seen",
@@ -114,6 +128,7 @@ class StreamTap:
         self._finish_reasons: dict[int, str] = {}
         self._last_event = b""
         self._splitter = SSESplitter(max_event_bytes)
+        self._max_one_line = max_event_bytes - 1
         self._strip = strip_usage and endpoint in _CHOICE_ENDPOINTS
 
     @property
@@ -136,31 +151,54 @@ class StreamTap:
 
     def feed(self, chunk: bytes) -> bytes:
         """Return what the client gets of this chunk: the chunk itself, unless usage is to be taken out."""
+        splitter = self._splitter
+        end = len(chunk) - 2
+        if (  # exactly one event of one line, which is how a stream usually comes
+            splitter.between_events
+            and chunk.find(b"\n") == end
+            and chunk.endswith(b"\n\n")
+            and b"\r" not in chunk
+            and end < self._max_one_line
+        ):
+            return self._pass(chunk)
+        events = splitter.feed(chunk)
         if self._strip:
-            return b"".join([self._stripped(event) for event in self._splitter.feed(chunk)])
-        for event in self._splitter.feed(chunk):
-            self._read(event)
+            return b"".join([self._pass(event) for event in events])
+        for event in events:
+            self._pass(event)
         return chunk
 
     def end(self) -> bytes:
         """Return the rest of the stream for the client, once the upstream has closed it."""
         rest = self._splitter.flush()
         if rest:
-            rest = self._stripped(rest) if self._strip else self._read_rest(rest)
+            passed = self._pass(rest)
+            rest = passed if self._strip else b""
         if not self.terminal_seen and self.failure is None and _must_end(self.endpoint):
             self.failure = TRUNCATED
         return rest
 
-    def _read_rest(self, rest: bytes) -> bytes:
-        self._read(rest)
-        return b""
+    def _pass(self, event: bytes) -> bytes:
+        """Read one event and return what the client gets of it."""
+        if self.content_seen and event.startswith(b"data: {"):
+            try:
+                delta = _decode_delta(event[6:])
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                delta = None  # several lines, or not a choice stream
+            if delta is not None and _is_plain(delta):
+                self._last_event = event
+                return _without_null(event) if self._strip and len(delta.usage) else event
+        self._read(event)
+        if self._strip and b'"usage"' in event and type(event) is not Fragment:
+            return _without_usage(event)
+        return event
 
     def _read(self, event: bytes) -> None:
         if type(event) is Fragment:
             self.content_seen = True  # so large an event can only be content
             return
         self._last_event = event
-        if self.content_seen and _is_plain_delta(event):
+        if self.content_seen and event.startswith(b"event: response.") and event.find(b".delta\n", 0, 96) > 0:
             return
         name, data = event_fields(event)
         if not data:
@@ -225,22 +263,30 @@ class StreamTap:
         if answer.finish_reason is not None:
             self._finish_reasons[0] = answer.finish_reason
 
-    def _stripped(self, event: bytes) -> bytes:
-        """Read an event and return it without the usage that only Sluice asked for."""
-        self._read(event)
-        if type(event) is Fragment or b'"usage"' not in event:
-            return event
-        if _COMPACT_NULL in event:
-            start = event.rfind(_COMPACT_NULL)
-            rest = event[start + len(_COMPACT_NULL) :]
-            # The one closing brace behind it is the event's own, so that this is a member of the event itself.
-            if rest.count(b"}") == 1 and rest.rstrip().endswith(b"}"):
-                return event[:start] + rest
-        return _without_usage(event)
+
+def _is_plain(delta: _Delta) -> bool:
+    if len(delta.error) or len(delta.usage) > _NULL_LENGTH:
+        return False
+    choices = delta.choices
+    if len(choices) == 1:
+        return choices[0].finish_reason is None
+    return bool(choices) and all(choice.finish_reason is None for choice in choices)
 
 
+_NULL_LENGTH = 4  # a usage that is absent or `null` is no longer than this, and an object is never this short
 _COMPACT_NULL = b',"usage":null'
 _NULL_MEMBER = re.compile(rb',\s*"usage"\s*:\s*null|(?<=\{)\s*"usage"\s*:\s*null\s*,')
+
+
+def _without_null(event: bytes) -> bytes:
+    """Return the event without its top-level `usage`, which is null."""
+    start = event.rfind(_COMPACT_NULL)
+    if start >= 0:
+        rest = event[start + len(_COMPACT_NULL) :]
+        # The one closing brace behind it is the event's own, so that this is a member of the event itself.
+        if rest.count(b"}") == 1 and rest.rstrip().endswith(b"}"):
+            return event[:start] + rest
+    return _without_usage(event)
 
 
 def _without_usage(event: bytes) -> bytes:
@@ -265,19 +311,6 @@ def _same(data: bytes, members: dict[str, Any]) -> bool:
         return _decode_object(data) == members
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
-
-
-def _is_plain_delta(event: bytes) -> bool:
-    """Tell whether an event is certainly nothing but content. False only means that it has to be parsed."""
-    if event.startswith(b"data: {"):
-        return (
-            event.count(b'"finish_reason"') == 1
-            and b'"finish_reason":null' in event
-            and b'"error"' not in event
-            and (b'"usage"' not in event or (b'"usage":null' in event and event.count(b'"usage"') == 1))
-            and event.find(b"\n") >= len(event) - 2
-        )
-    return event.startswith(b"event: response.") and b'.delta"' in event and b'"response":' not in event
 
 
 def _has_content(choice: _Choice) -> bool:
