@@ -1,0 +1,122 @@
+"""Where a call goes: the first rule that matches, and one of its targets by weight.
+
+The look-ups are prepared once per policy, so that a call costs a few comparisons.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+
+from sluice_core.api.base import Value
+from sluice_core.api.modelroute import CallLimits, RuleMatch
+from sluice_core.request import RequestFacts
+from sluice_core.selection import PodPolicy
+from sluice_core.snapshot import FallbackPolicy, RulePolicy, SplitPolicy, TargetPolicy
+
+DEFAULT_TARGET = "default"
+
+
+class Route(Value, frozen=True, kw_only=True):
+    """Where a call goes. `route` and `rule` are None for a call that goes to the default upstream for want of a rule."""
+
+    route: str | None = None
+    rule: RulePolicy | None = None
+    target: TargetPolicy
+
+    @property
+    def fallbacks(self) -> tuple[FallbackPolicy, ...]:
+        """Return what is tried when the target fails, in order."""
+        return self.rule.fallbacks if self.rule is not None else ()
+
+    @property
+    def split(self) -> SplitPolicy | None:
+        """Return the split in force on the rule."""
+        return self.rule.split if self.rule is not None else None
+
+    @property
+    def limits(self) -> CallLimits:
+        """Return the caps on a single call."""
+        return self.rule.limits if self.rule is not None else _NO_LIMITS
+
+
+class NoRoute(Value, frozen=True, kw_only=True):
+    """No rule matches and there is no default upstream."""
+
+    model: str | None = None
+
+
+_NO_LIMITS = CallLimits()
+
+
+class _Match:
+    """One alternative of a rule, prepared."""
+
+    __slots__ = ("_endpoints", "_headers", "_models", "_prefixes")
+
+    def __init__(self, match: RuleMatch) -> None:
+        self._endpoints = frozenset(match.endpoints)
+        self._models = frozenset(model for model in match.models if not model.endswith("*"))
+        self._prefixes = tuple(model[:-1] for model in match.models if model.endswith("*"))
+        self._headers = tuple((header.name.lower(), header.value) for header in match.headers)
+
+    def holds(self, facts: RequestFacts, headers: Mapping[str, str]) -> bool:
+        if self._endpoints and facts.endpoint not in self._endpoints:
+            return False
+        if (self._models or self._prefixes) and not self._names(facts.model):
+            return False
+        return all(headers.get(name) == value for name, value in self._headers)
+
+    def _names(self, model: str | None) -> bool:
+        return model is not None and (model in self._models or model.startswith(self._prefixes))
+
+
+class _Rule:
+    """One rule, prepared: its alternatives, and its targets by cumulative weight."""
+
+    __slots__ = ("_bounds", "_matches", "_routes")
+
+    def __init__(self, route: str, rule: RulePolicy) -> None:
+        self._matches = tuple(_Match(match) for match in rule.match)
+        targets = [target for target in rule.targets if target.weight > 0] or list(rule.targets[:1])
+        self._routes = tuple(Route(route=route, rule=rule, target=target) for target in targets)
+        self._bounds: list[int] = []
+        total = 0
+        for target in targets:
+            total += max(1, target.weight)
+            self._bounds.append(total)
+
+    def matches(self, facts: RequestFacts, headers: Mapping[str, str]) -> bool:
+        return not self._matches or any(match.holds(facts, headers) for match in self._matches)
+
+    def choose(self, draw: float) -> Route:
+        if len(self._routes) == 1:
+            return self._routes[0]
+        index = bisect_right(self._bounds, draw * self._bounds[-1])
+        return self._routes[min(index, len(self._routes) - 1)]
+
+
+class Router:
+    """The routes of one pod's policy, prepared. Immutable: a new policy gets a new router."""
+
+    __slots__ = ("_default", "_rules")
+
+    def __init__(self, policy: PodPolicy) -> None:
+        self._rules = tuple(_Rule(route.key, rule) for route in policy.routes for rule in route.rules if rule.targets)
+        upstream = policy.default_upstream
+        self._default = None if upstream is None else Route(target=TargetPolicy(name=DEFAULT_TARGET, upstream=upstream))
+
+    def route(self, facts: RequestFacts, headers: Mapping[str, str], draw: float) -> Route | NoRoute:
+        """Return where a call goes.
+
+        `headers` has lower-case names or ignores case; `draw`, uniform in [0, 1), picks among several targets.
+        """
+        for rule in self._rules:
+            if rule.matches(facts, headers):
+                return rule.choose(draw)
+        return self._default if self._default is not None else NoRoute(model=facts.model)
+
+
+def route(policy: PodPolicy, facts: RequestFacts, headers: Mapping[str, str], draw: float) -> Route | NoRoute:
+    """Return where a call goes under a policy; a server keeps a `Router` instead of preparing it for each call."""
+    return Router(policy).route(facts, headers, draw)
