@@ -10,6 +10,7 @@ from bisect import bisect_left
 from enum import StrEnum
 from typing import Annotated, Final, TypeVar
 
+import msgspec
 from msgspec import Meta
 
 from sluice_core.api.base import Value
@@ -53,6 +54,9 @@ class FinishReason(StrEnum):
     OTHER = "other"
 
 
+CUT_SHORT: Final = frozenset({FinishReason.LENGTH, FinishReason.CONTENT_FILTER})
+"""Finish reasons of answers that are not whole."""
+
 _FINISH_REASONS: Final = {
     "function_call": FinishReason.TOOL_CALLS,
     "max_output_tokens": FinishReason.LENGTH,
@@ -95,6 +99,41 @@ class Moments(Value, frozen=True, kw_only=True):
         )
 
 
+class Cohort(msgspec.Struct, frozen=True, array_like=True):
+    """Sums over the calls of one cohort of users; `cut` answers ended by length or by a content filter."""
+
+    requests: int = 0
+    errors: int = 0
+    latency_milliseconds: int = 0
+    cut: int = 0
+    output_tokens: int = 0
+    cost_usd_micros: int = 0
+
+    def plus(self, other: Cohort) -> Cohort:
+        """Return both together."""
+        return Cohort(
+            self.requests + other.requests,
+            self.errors + other.errors,
+            self.latency_milliseconds + other.latency_milliseconds,
+            self.cut + other.cut,
+            self.output_tokens + other.output_tokens,
+            self.cost_usd_micros + other.cost_usd_micros,
+        )
+
+    def since(self, before: Cohort) -> Cohort:
+        """Return what came after `before`."""
+        return Cohort(
+            self.requests - before.requests,
+            max(0, self.errors - before.errors),
+            max(0, self.latency_milliseconds - before.latency_milliseconds),
+            max(0, self.cut - before.cut),
+            max(0, self.output_tokens - before.output_tokens),
+            max(0, self.cost_usd_micros - before.cost_usd_micros),
+        )
+
+
+_NO_COHORT: Final = Cohort()
+
 Histogram = dict[int, int]
 """Observations by index of the first edge that is not below them; `len(EDGES_SECONDS)` is the last, open bucket."""
 
@@ -104,7 +143,7 @@ class ArmCounts(Value, frozen=True, kw_only=True):
 
     `requests` are the calls that count: answered or failed, of users whom the split assigned. `errors` are by outcome,
     `excluded` calls were forced to the arm, had no key, or ended by the caller or by a refusal. `cohorts` holds
-    (requests, errors) by cohort. Latencies are those of successful calls; cost is in micro-dollars.
+    sums by cohort of users. Latencies are those of successful calls; cost is in micro-dollars.
     """
 
     split: Annotated[str, Meta(max_length=512)]
@@ -113,7 +152,7 @@ class ArmCounts(Value, frozen=True, kw_only=True):
     requests: Annotated[int, Meta(ge=0)] = 0
     errors: Annotated[dict[str, int], Meta(max_length=16)] = {}
     excluded: Annotated[int, Meta(ge=0)] = 0
-    cohorts: Annotated[dict[int, tuple[int, int]], Meta(max_length=COHORTS)] = {}
+    cohorts: Annotated[dict[int, Cohort], Meta(max_length=COHORTS)] = {}
     latency: Annotated[Histogram, Meta(max_length=len(EDGES_SECONDS) + 1)] = {}
     first_token: Annotated[Histogram, Meta(max_length=len(EDGES_SECONDS) + 1)] = {}
     finish_reasons: Annotated[dict[str, int], Meta(max_length=len(FinishReason))] = {}
@@ -177,24 +216,19 @@ def _minus(after: dict[_Key, int], before: dict[_Key, int]) -> dict[_Key, int]:
     return {key: count - before.get(key, 0) for key, count in after.items() if count > before.get(key, 0)}
 
 
-_Cohorts = dict[int, tuple[int, int]]
-
-
-def _cohorts_plus(first: _Cohorts, second: _Cohorts) -> _Cohorts:
+def _cohorts_plus(first: dict[int, Cohort], second: dict[int, Cohort]) -> dict[int, Cohort]:
     total = dict(first)
-    for cohort, (requests, errors) in second.items():
-        known_requests, known_errors = total.get(cohort, (0, 0))
-        total[cohort] = (known_requests + requests, known_errors + errors)
+    for number, cohort in second.items():
+        total[number] = total[number].plus(cohort) if number in total else cohort
     return total
 
 
-def _cohorts_minus(after: _Cohorts, before: _Cohorts) -> _Cohorts:
-    fresh: _Cohorts = {}
-    for cohort, (requests, errors) in after.items():
-        known_requests, known_errors = before.get(cohort, (0, 0))
-        if requests > known_requests:
-            fresh[cohort] = (requests - known_requests, max(0, errors - known_errors))
-    return fresh
+def _cohorts_minus(after: dict[int, Cohort], before: dict[int, Cohort]) -> dict[int, Cohort]:
+    return {
+        number: cohort.since(before.get(number, _NO_COHORT))
+        for number, cohort in after.items()
+        if cohort.requests > before.get(number, _NO_COHORT).requests
+    }
 
 
 class _Sums:
@@ -220,8 +254,7 @@ class ArmCounter:
     """The counts of one arm in the making: one per (split, revision, arm) in a sidecar, of fixed size."""
 
     __slots__ = (
-        "_cohort_errors",
-        "_cohort_requests",
+        "_cohorts",
         "_cost",
         "_errors",
         "_excluded",
@@ -241,8 +274,7 @@ class ArmCounter:
         self._excluded = 0
         self._errors: dict[str, int] = {}
         self._finish_reasons: dict[str, int] = {}
-        self._cohort_requests = [0] * COHORTS
-        self._cohort_errors = [0] * COHORTS
+        self._cohorts = [[0] * len(Cohort.__struct_fields__) for _ in range(COHORTS)]
         self._latency = [0] * (len(EDGES_SECONDS) + 1)
         self._first_token = [0] * (len(EDGES_SECONDS) + 1)
         self._input_tokens = _Sums()
@@ -270,24 +302,28 @@ class ArmCounter:
         if not counted or not (failed or outcome is Outcome.SUCCESS):
             self._excluded += 1
             return
-        cohort = bucket % COHORTS
+        cohort = self._cohorts[bucket % COHORTS]
         self._requests += 1
-        self._cohort_requests[cohort] += 1
+        cohort[0] += 1
         if failed:
-            self._cohort_errors[cohort] += 1
+            cohort[1] += 1
             self._errors[outcome.value] = self._errors.get(outcome.value, 0) + 1
             return
+        cohort[2] += round(latency_seconds * 1000)
         self._latency[bisect_left(EDGES_SECONDS, latency_seconds)] += 1
         if first_token_seconds is not None:
             self._first_token[bisect_left(EDGES_SECONDS, first_token_seconds)] += 1
         if finish_reason is not None:
-            reason = _FINISH_REASONS.get(finish_reason, FinishReason.OTHER).value
-            self._finish_reasons[reason] = self._finish_reasons.get(reason, 0) + 1
+            reason = _FINISH_REASONS.get(finish_reason, FinishReason.OTHER)
+            self._finish_reasons[reason.value] = self._finish_reasons.get(reason.value, 0) + 1
+            cohort[3] += reason in CUT_SHORT
         if usage is not None:
             self._input_tokens.add(usage.input_tokens)
             self._output_tokens.add(usage.output_tokens)
+            cohort[4] += usage.output_tokens
         if cost_usd_micros is not None:
             self._cost.add(cost_usd_micros)
+            cohort[5] += cost_usd_micros
 
     def record_score(self, value: float) -> None:
         """Count a score that an application reports for a call of this arm, 0 to 1."""
@@ -303,11 +339,7 @@ class ArmCounter:
             requests=self._requests,
             errors=dict(self._errors),
             excluded=self._excluded,
-            cohorts={
-                cohort: (requests, self._cohort_errors[cohort])
-                for cohort, requests in enumerate(self._cohort_requests)
-                if requests
-            },
+            cohorts={number: Cohort(*sums) for number, sums in enumerate(self._cohorts) if sums[0]},
             latency=_sparse(self._latency),
             first_token=_sparse(self._first_token),
             finish_reasons=dict(self._finish_reasons),
