@@ -60,6 +60,7 @@ _BY_CODE: dict[str, _Verdict] = {
     "invalid_organization": (Outcome.CREDENTIAL_ERROR, Scope.KEY),
     "mismatched_organization": (Outcome.CREDENTIAL_ERROR, Scope.KEY),
     "mismatched_project": (Outcome.CREDENTIAL_ERROR, Scope.KEY),
+    "insufficient_permissions": (Outcome.CREDENTIAL_ERROR, Scope.CALL),
     "ip_not_authorized": (Outcome.CREDENTIAL_ERROR, Scope.ACCOUNT),
     "unsupported_country_region_territory": (Outcome.CREDENTIAL_ERROR, Scope.ACCOUNT),
     "account_deactivated": (Outcome.CREDENTIAL_ERROR, Scope.ACCOUNT),
@@ -82,7 +83,7 @@ _BY_TYPE: dict[str, _Verdict] = {
 
 _BY_STATUS: dict[int, _Verdict] = {
     401: (Outcome.CREDENTIAL_ERROR, Scope.KEY),
-    403: (Outcome.CREDENTIAL_ERROR, Scope.KEY),
+    403: (Outcome.CREDENTIAL_ERROR, Scope.CALL),  # what this key may not do; it still works for other calls
     408: (Outcome.TIMEOUT, Scope.MODEL),
     429: (Outcome.THROTTLED, Scope.MODEL),
     502: (Outcome.PROVIDER_ERROR, Scope.UPSTREAM),

@@ -18,7 +18,7 @@ DEFAULT_TARGET = "default"
 
 
 class Route(Value, frozen=True, kw_only=True):
-    """Where a call goes. `route` and `rule` are None for a call that goes to the default upstream for want of a rule."""
+    """Where a call goes. `route` and `rule` are None where, for want of a rule, it goes to the default upstream."""
 
     route: str | None = None
     rule: RulePolicy | None = None
