@@ -8,10 +8,13 @@ Every call has a deadline. Faults are one hierarchy, told apart by what the call
       ExpiredError       a listing's continuation is too old: list again
       RefusedError       401, 403, 422: trying again will not help
       UnavailableError   no answer, too slow, overloaded: try again later
+      FencedError        this process may not write at present; nothing was sent
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import aiohttp
@@ -57,6 +60,10 @@ class UnavailableError(ApiError):
     """The API server gave no answer in time, or is overloaded."""
 
 
+class FencedError(ApiError):
+    """This process does not lead, or is not sure of it."""
+
+
 class _Status(msgspec.Struct):
     reason: str = ""
     message: str = ""
@@ -91,13 +98,21 @@ class VersionOnly(msgspec.Struct, frozen=True):
 class Cluster:
     """A client of the API server for the few calls that the operator makes."""
 
-    __slots__ = ("_api", "_timeout")
+    __slots__ = ("_api", "_may_write", "_timeout")
 
     def __init__(self, configuration: Configuration, *, timeout_seconds: float = 5.0) -> None:
         self._api: Any = ApiClient(configuration)
         self._api.user_agent = FIELD_MANAGER
         # Shorter than what is left of a lease after its renewal deadline: no write outlives the right to write.
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, connect=min(2.0, timeout_seconds))
+
+        self._may_write: Callable[[], bool] | None = None
+
+    def fenced(self, may_write: Callable[[], bool]) -> Cluster:
+        """Return the same client, whose every write first asks whether this process may write."""
+        client = copy.copy(self)
+        client._may_write = may_write  # noqa: SLF001 -- its own kind
+        return client
 
     async def close(self) -> None:
         """Close the connections."""
@@ -235,6 +250,8 @@ class Cluster:
         content_type: str = "application/json",
         accept: str = "application/json",
     ) -> bytes:
+        if method != "GET" and self._may_write is not None and not self._may_write():
+            raise FencedError(0, "NotLeading", f"{method} {type_.plural}")
         headers = {"Accept": accept, "Content-Type": content_type}
         try:
             verb, url, headers, body, _ = await self._api.param_serialize(

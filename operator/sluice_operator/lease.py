@@ -47,6 +47,7 @@ class Leadership:
         identity: this process, unique among replicas and restarts.
         clock: monotonic seconds.
         wall: Unix seconds, only written for people to read.
+        changed: set whenever this process begins or ceases to lead.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Leadership:
         *,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        changed: asyncio.Event | None = None,
     ) -> None:
         self._cluster = cluster
         self._namespace = namespace
@@ -70,7 +72,7 @@ class Leadership:
         self._seen_at = 0.0
         self._turn = asyncio.Lock()
         self.transitions = 0
-        self.changed = asyncio.Event()
+        self.changed = changed or asyncio.Event()
 
     @property
     def leading(self) -> bool:

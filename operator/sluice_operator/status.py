@@ -161,7 +161,8 @@ def _told(facts: Facts) -> tuple[Told, ...]:
         # With one key of several the upstream still works; with none it does not.
         serious = keys is not None and keys.found == 0
         told.append(Told(reason=finding.reason, text=f"{finding.path}: {finding.message}", serious=serious))
-    return tuple(sorted(told, key=lambda each: not each.serious))
+    # The cause is told before what follows from it.
+    return tuple(sorted(told, key=lambda each: (not each.serious, each.reason == Reason.NO_TARGET_LEFT)))
 
 
 def _sentence(told: Iterable[Told]) -> str:

@@ -19,13 +19,18 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
+from sluice_operator.certificates_keeper import WEBHOOKS
 from sluice_operator.cluster import Cluster
+from sluice_operator.injector_cluster import NODES
 from sluice_operator.kinds import CONFIG_MAPS, EVENTS, LEASES, NAMESPACES, PODS, SECRETS, SLUICE_KINDS, ResourceType
 
 Json = dict[str, Any]
 Key = tuple[str, str, str]
 
-SERVED = {type_.plural: type_ for type_ in (*SLUICE_KINDS, PODS, NAMESPACES, CONFIG_MAPS, SECRETS, EVENTS, LEASES)}
+SERVED = {
+    type_.plural: type_
+    for type_ in (*SLUICE_KINDS, PODS, NAMESPACES, CONFIG_MAPS, SECRETS, EVENTS, LEASES, WEBHOOKS, NODES)
+}
 WITH_STATUS = frozenset({*(type_.plural for type_ in SLUICE_KINDS), "pods"})
 
 
@@ -122,6 +127,20 @@ class ApiServer(kmock.KubernetesScaffold):
         self.faults.append(fault)
 
     # What it does with requests ----------------------------------------------------------------------------------
+
+    async def __call__(self, raw_request: web.BaseRequest) -> web.StreamResponse:
+        if not raw_request.path.startswith("/api/v1/namespaces") or raw_request.path.count("/") > 4:
+            return await super().__call__(raw_request)
+        # kmock takes the path of namespaces themselves for an unfinished path of something in a namespace.
+        request = kmock.Request(
+            method=raw_request.method,
+            url=raw_request.path_qs,
+            params=dict(raw_request.query),
+            headers=dict(raw_request.headers),
+            resource=kmock.resource("v1/namespaces"),
+            raw_request=raw_request,
+        )
+        return await self._handle(request)
 
     async def _handle(self, request: kmock.Request) -> web.StreamResponse:
         for fault in self.faults:
@@ -246,9 +265,12 @@ class ApiServer(kmock.KubernetesScaffold):
 
     async def _watch(self, type_: ResourceType, request: kmock.Request) -> web.StreamResponse:
         since = int(request.params.get("resourceVersion") or "0")
-        if since < self.compacted:
-            raise RefusalError(410, "Expired", "too old resource version")
         queue: asyncio.Queue[Json | None] = asyncio.Queue()
+        if since < self.compacted:
+            status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+            queue.put_nowait({"plural": type_.plural, "type": "ERROR", "object": status})
+            queue.put_nowait(None)
+            since = self.version
         for version, plural, event in self.log:
             if plural == type_.plural and version > since:
                 queue.put_nowait({"plural": plural, **event})

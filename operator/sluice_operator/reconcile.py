@@ -1,0 +1,217 @@
+"""One round: gather, decide on rollouts, compile, publish, say what came of it. Every step may be repeated at will.
+
+Order matters in one place: a rollout's decision is stored in its status before any pod can see it, so that a leader
+that dies at any moment leaves behind either the old decision or the new one, never traffic that nobody decided on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import structlog
+
+from sluice_core.api.base import Status
+from sluice_core.api.canarysplit_status import CanarySplit
+from sluice_core.api.modelroute import ModelRoute, ModelRouteStatus
+from sluice_core.api.quotaallocation import QuotaAllocation, QuotaAllocationStatus
+from sluice_core.api.upstream import Upstream, UpstreamStatus
+from sluice_core.compile import Compiled, Problem, Severity, compile_namespaces
+from sluice_operator.cluster import ApiError, Cluster
+from sluice_operator.credentials import CredentialPublisher
+from sluice_operator.events import Events
+from sluice_operator.fleet import Board, Decision, Fleet, Rollouts
+from sluice_operator.gather import Inputs, gather
+from sluice_operator.publish import NotPublished, PolicyPublisher
+from sluice_operator.status import Facts
+from sluice_operator.statuses import StatusWriter, stored_status, with_sync
+from sluice_operator.world import Held, World
+
+_log = structlog.get_logger()
+DRIFT_SECONDS: Final = 10.0
+
+
+class Reconciler:
+    """Makes the cluster what the resources ask for."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        world: World,
+        *,
+        fleet: Fleet,
+        rollouts: Rollouts,
+        board: Board,
+        events: Events,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        drift_seconds: float = DRIFT_SECONDS,
+        reread_seconds: float = DRIFT_SECONDS,
+    ) -> None:
+        self._world = world
+        self._fleet = fleet
+        self._rollouts = rollouts
+        self._board = board
+        self._events = events
+        self._clock = clock
+        self._wall = wall
+        self._drift_seconds = drift_seconds
+        self._looked_at = float("-inf")
+        self._behind: dict[str, NotPublished] = {}
+        self.policies = PolicyPublisher(cluster)
+        self.credentials = CredentialPublisher(cluster, clock=clock, reread_seconds=reread_seconds)
+        self.statuses = StatusWriter(cluster, world, events, clock=clock, wall=wall)
+        self.problems = 0
+
+    def take_over(self) -> None:
+        """Begin as leader: nothing that was written or seen before counts."""
+        self.policies.forget()
+        self.credentials.forget()
+        self._looked_at = float("-inf")
+        self._behind = {}
+
+    async def lead(self) -> None:
+        """Do one round as leader."""
+        inputs = gather(self._world)
+        compiled = _compile(inputs)
+        if await self._advance(inputs, compiled):
+            inputs = gather(self._world)
+            compiled = _compile(inputs)
+        self._fleet.adopt(compiled, {name: inputs.pod_count(name) for name in inputs.namespaces}, self._clock())
+        self._show(compiled)
+        if not await self._look():
+            return
+        upstreams = [each for each in inputs.resources if isinstance(each, Upstream)]
+        await self.credentials.publish(upstreams, compiled.snapshots, inputs.leaving)
+        self._behind = await self.policies.publish(compiled.snapshots, inputs.leaving)
+        await self._report(inputs, compiled)
+
+    def follow(self) -> None:
+        """Do one round as standby: know the policy and serve it, write nothing."""
+        self._show(_compile(gather(self._world)))
+
+    def _show(self, compiled: Compiled) -> None:
+        for snapshot in compiled.snapshots.values():
+            self._board.publish(snapshot)
+        for namespace in self._board.namespaces() - set(compiled.snapshots):
+            self._board.withdraw(namespace)
+
+    async def _look(self) -> bool:
+        """See what is stored, now and then; without having seen it once, nothing is written or removed."""
+        if self._clock() - self._looked_at < self._drift_seconds:
+            return True
+        try:
+            await self.policies.look()
+            await self.credentials.look()
+        except ApiError as error:
+            _log.warning("published_objects_unknown", error=str(error))
+            return self._looked_at > float("-inf")
+        self._looked_at = self._clock()
+        return True
+
+    async def _advance(self, inputs: Inputs, compiled: Compiled) -> bool:
+        """Let every sound rollout take its next step; tell whether any status changed."""
+        changed = False
+        for held in inputs.held:
+            split = held.resource
+            if not isinstance(split, CanarySplit) or held.metadata.deletion_timestamp is not None:
+                continue
+            facts = self._facts(held, inputs, compiled)
+            if any(problem.severity is Severity.ERROR for problem in facts.problems):
+                continue  # it has no traffic to judge; what is amiss is said with all the others
+            decision = self._rollouts.decide(split, facts.synced or (0, 0), self._wall())
+            if decision.status == split.status:
+                continue
+            changed = await self._store(held, decision, facts) or changed
+        return changed
+
+    async def _store(self, held: Held, decision: Decision, facts: Facts) -> bool:
+        status = with_sync(decision.status, facts)
+        if not await self.statuses.write(held, status, facts, at_once=True):
+            return False
+        for each in decision.events:
+            await self._events.tell(held.type, held.metadata, each.reason, each.message, warning=each.warning)
+        return True
+
+    async def _report(self, inputs: Inputs, compiled: Compiled) -> None:
+        # What was stored in this round is in the world already, with its new version.
+        current = {held.metadata.uid: held for held in self._world.held()}
+        self.problems = 0
+        for known in inputs.held:
+            held = current.get(known.metadata.uid)
+            if held is None or held.metadata.deletion_timestamp is not None:
+                continue
+            if held.metadata.generation != known.metadata.generation:
+                continue  # its spec changed meanwhile: the next round knows what came of it
+            facts = self._facts(held, inputs, compiled)
+            self.problems += len(facts.problems)
+            await self.statuses.write(held, self._status(held, facts, inputs, compiled), facts)
+        self.statuses.forget(set(current))
+
+    def _facts(self, held: Held, inputs: Inputs, compiled: Compiled) -> Facts:
+        resource = held.resource
+        problems: tuple[Problem, ...] = compiled.problems.get(held.id, ())
+        if held.problem is not None:
+            problems = (held.problem, *problems)
+        users = _users(held, compiled)
+        return Facts(
+            generation=held.metadata.generation,
+            problems=problems,
+            keys=self.credentials.found(resource) if isinstance(resource, Upstream) else None,
+            behind=next((self._behind[name] for name in users if name in self._behind), None),
+            synced=self._synced(users, inputs, compiled),
+            selects=isinstance(resource, ModelRoute | QuotaAllocation),
+        )
+
+    def _synced(self, users: tuple[str, ...], inputs: Inputs, compiled: Compiled) -> tuple[int, int] | None:
+        running = wanted = 0
+        for namespace in users:
+            pods = inputs.pod_count(namespace)
+            known = self._fleet.synced(namespace, compiled.snapshots[namespace].revision)
+            running += min(known[0], pods) if known is not None else 0
+            wanted += pods
+        return running, wanted
+
+    def _status(self, held: Held, facts: Facts, inputs: Inputs, compiled: Compiled) -> Status:
+        status: Status = stored_status(held)
+        match held.resource:
+            case Upstream() as upstream if isinstance(status, UpstreamStatus):
+                policy = next((each for each in compiled.upstreams if each.key == upstream.key), None)
+                status = msgspec.structs.replace(
+                    status,
+                    credentials=f"{facts.keys.found}/{facts.keys.named}" if facts.keys is not None else "",
+                    consumers=compiled.consumers.get(upstream.key, 0),
+                    effective_limits=policy.limits if policy is not None else None,
+                )
+            case ModelRoute() as route if isinstance(status, ModelRouteStatus):
+                pods = inputs.pods.get(route.metadata.namespace, ())
+                selected = sum(route.spec.workloads.matches(labels) for labels in pods)
+                status = msgspec.structs.replace(status, pods=selected)
+            case QuotaAllocation() as quota if isinstance(status, QuotaAllocationStatus):
+                figures = self._fleet.quota_status(quota.key, self._wall())
+                if figures is not None:
+                    status = msgspec.structs.replace(figures, conditions=status.conditions)
+        return with_sync(status, facts)
+
+
+def _compile(inputs: Inputs) -> Compiled:
+    return compile_namespaces(inputs.resources, inputs.namespaces, inputs.pods)
+
+
+def _users(held: Held, compiled: Compiled) -> tuple[str, ...]:
+    """Return the namespaces whose policy contains this resource."""
+    match held.resource:
+        case ModelRoute() | CanarySplit():
+            own = held.metadata.namespace
+            return (own,) if own in compiled.snapshots else ()
+        case Upstream() as upstream:
+            key = upstream.key
+        case QuotaAllocation() as quota:
+            reference = quota.spec.upstream_ref
+            key = f"{reference.namespace or quota.metadata.namespace}/{reference.name}"
+        case None:
+            return ()
+    return tuple(
+        name for name, snapshot in compiled.snapshots.items() if any(each.key == key for each in snapshot.upstreams)
+    )
