@@ -23,7 +23,7 @@ from sluice_cli.mock.faults import Fault, Subject, parse_header
 from sluice_cli.mock.forms import Form, read_form
 from sluice_cli.mock.identity import KeyRing, note_headers
 from sluice_cli.mock.ledger import LedgerEntry, Outcome
-from sluice_cli.mock.limiter import Refused
+from sluice_cli.mock.limiter import UNLIMITED_HEADERS, Refused
 from sluice_cli.mock.sending import Sender, refusal
 from sluice_cli.mock.state import Call, State
 from sluice_cli.mock.wire import JsonObject
@@ -65,6 +65,7 @@ class App:
             call = Call(request, state, entry, args)
             self._authenticate(call)
             own = _own_fault(request)
+            await _invite_body(request)
             await _read_body(call, route)
             self._describe(call, route)
             _limit(call, route)
@@ -77,7 +78,7 @@ class App:
                 raise  # the answer had begun: this is a mistake of ours
             message = f"Invalid type or value in the body of your request ({type(exc).__name__})."
             return refusal(sender, call, bad_request(message))
-        except ConnectionError:
+        except (ConnectionError, web.RequestPayloadError):
             _close_as(entry, Outcome.CLIENT_CLOSED)
             abort(request, reset=False)
             return web.Response()  # nothing of it is sent: the connection is gone
@@ -140,6 +141,12 @@ def _own_fault(request: web.BaseRequest) -> Fault | None:
         raise bad_request(f"x-mock-fault: {exc}") from exc
 
 
+async def _invite_body(request: web.BaseRequest) -> None:
+    """Tell a client that waits for it that its body is welcome."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
 async def _read_body(call: Call, route: routes.Route) -> None:
     if route.reader == "form" and call.request.content_type.startswith("multipart/"):
         form = await read_form(call.request)
@@ -172,11 +179,15 @@ def _typed(form: Form) -> JsonObject:
 
 def _limit(call: Call, route: routes.Route) -> None:
     """Charge the rate limiter; 429 when the request is over a limit."""
+    limiter = call.state.limiter
     if route.charge is None:
+        return
+    if not limiter.limits:
+        call.rate_headers = UNLIMITED_HEADERS  # the charge is not worth computing
         return
     tokens = route.charge(call.body)
     now = asyncio.get_running_loop().time()
-    decision = call.state.limiter.admit(call.entry.model_requested or "", tokens, now)
+    decision = limiter.admit(call.entry.model_requested or "", tokens, now)
     call.rate_headers = decision.headers
     if not isinstance(decision, Refused):
         return

@@ -35,6 +35,8 @@ def prompt_of(body: JsonObject) -> Prompt:
         raise missing("model")
     if not isinstance(messages, list) or not messages:
         raise missing("messages")
+    if not all(isinstance(message, dict) for message in messages):
+        raise bad_request("Invalid type for 'messages': expected an array of objects.", "messages", "invalid_type")
     characters, image_tokens = measure(messages)
     tools = _tools(body)
     response_format = body.get("response_format") or {}

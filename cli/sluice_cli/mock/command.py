@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import uvloop
 
 from sluice_cli.mock.faults import Fault, parse_faults
 from sluice_cli.mock.limiter import ModelLimit
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             stable=args.stable,
         )
-        asyncio.run(_serve(mock))
+        uvloop.run(_serve(mock))
     except (OSError, ValueError, msgspec.MsgspecError) as exc:
         print(f"sluice mock-openai: {exc}", file=sys.stderr)
         return 2

@@ -40,8 +40,8 @@ class Emitter:
     """One response body in the writing; books bytes and events as they leave."""
 
     __slots__ = (
-        "_buffered", "_draw", "_effect", "_entry", "_hash", "_hashed", "_held", "_plain", "_request", "_response",
-        "_timing",
+        "_buffered", "_draw", "_effect", "_entry", "_hash", "_hashed", "_held", "_parts", "_plain", "_request",
+        "_response", "_timing",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +64,7 @@ class Emitter:
         self._hash = hashlib.sha256()
         self._held = bytearray()
         self._buffered = 0
+        self._parts = 0
         self._plain = effect.chunking is None and effect.cut_at_byte is None
 
     async def event(self, data: bytes, *, paced: bool = True) -> None:
@@ -91,7 +92,13 @@ class Emitter:
         self._entry.sent_events += 1
 
     async def raw(self, data: bytes) -> None:
-        """Send a part of a body that is no event stream."""
+        """Send a part of a body that is no event stream; for pace and stalls it counts as an event does."""
+        number, effect = self._parts, self._effect
+        self._parts += 1
+        if effect.stall_at_event == number and effect.stall_seconds:
+            await asyncio.sleep(effect.stall_seconds)
+        if number and self._timing.gap is not None:
+            await asyncio.sleep(self._timing.gap.draw(self._draw()))
         if self._plain:
             await self._write(data)
         else:

@@ -102,7 +102,7 @@ class _Bucket:
         }
 
 
-_UNLIMITED_HEADERS: Final = {
+UNLIMITED_HEADERS: Final = {
     "x-ratelimit-limit-requests": str(_ADVERTISED_REQUESTS),
     "x-ratelimit-limit-tokens": str(_ADVERTISED_TOKENS),
     "x-ratelimit-remaining-requests": str(_ADVERTISED_REQUESTS - 1),
@@ -139,7 +139,7 @@ class RateLimiter:
         """
         limit = next((row for row in self.limits if fnmatchcase(model, row.model)), None)
         if limit is None:
-            return Admitted(headers=_UNLIMITED_HEADERS)
+            return Admitted(headers=UNLIMITED_HEADERS)
         name = limit.model if limit.shared else model
         buckets = self._live(name, limit, now)
         costs = [tokens if bucket.kind == "tokens" else 1 for bucket in buckets]

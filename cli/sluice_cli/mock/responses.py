@@ -175,7 +175,7 @@ async def create(call: Call) -> Answer:
     if background:
         stored.events = tuple(EventStream(plan).events())
     if body.get("stream"):
-        frames = stored.frames(-1) if background else _frames(plan)
+        frames = stored.frames(-1) if background else _frames(EventStream(plan))
         return StreamAnswer(
             frames=frames,
             usage=usage,
@@ -195,8 +195,8 @@ async def create(call: Call) -> Answer:
     )
 
 
-def _frames(plan: Plan) -> Iterator[Frame]:
-    for event in EventStream(plan).events():
+def _frames(stream: EventStream) -> Iterator[Frame]:
+    for event in stream.events():
         yield Frame(data=sse_event(event.payload), output_tokens=event.output_tokens)
 
 

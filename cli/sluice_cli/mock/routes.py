@@ -17,9 +17,10 @@ from sluice_cli.mock import (
     images,
     models,
     moderations,
+    realtime,
     responses,
+    responses_socket,
     vector_stores,
-    websockets,
 )
 from sluice_cli.mock.answers import Answer
 from sluice_cli.mock.ledger import LedgerEntry
@@ -110,9 +111,9 @@ _ROUTES: Final[dict[tuple[str, str], Route]] = {
     ("POST", "/uploads/*/parts"): _post("uploads", files.create_part, reader="own"),
     ("POST", "/uploads/*/complete"): _post("uploads", files.complete_upload),
     ("POST", "/uploads/*/cancel"): _get("uploads", files.cancel_upload),
-    ("GET", "/responses"): _get("responses.websocket", websockets.connect_responses),
-    ("GET", "/realtime"): _get("realtime", websockets.connect_realtime),
-    ("POST", "/realtime/client_secrets"): _post("realtime.client_secrets", websockets.create_secret),
+    ("GET", "/responses"): _get("responses.websocket", responses_socket.connect),
+    ("GET", "/realtime"): _get("realtime", realtime.connect),
+    ("POST", "/realtime/client_secrets"): _post("realtime.client_secrets", realtime.create_secret),
     ("POST", "/moderations"): _post("moderations", moderations.create),
     ("POST", "/images/generations"): _post("images.generations", images.generate, images.charge),
     ("POST", "/images/edits"): _post("images.edits", images.edit, images.charge, reader="form"),

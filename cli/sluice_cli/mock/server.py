@@ -62,8 +62,8 @@ class MockOpenAI:
     ) -> None:
         self._host = host
         self._port = port
-        self._folder = tempfile.TemporaryDirectory(prefix="mock-openai-", ignore_cleanup_errors=True)
-        self._state = State(seed=seed, stable=stable, ledger_capacity=ledger_capacity, folder=Path(self._folder.name))
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._state = State(seed=seed, stable=stable, ledger_capacity=ledger_capacity)
         self._state.faults.replace(faults)
         self._state.limiter.configure(limits)
         self._app = App(self._state, KeyRing(keys), models)
@@ -115,15 +115,23 @@ class MockOpenAI:
             max_field_size=_MAX_HEADER_BYTES,
         )
         self._runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_SECONDS)
-        await self._runner.setup()
-        await self.accept_connections()
+        self._folder = tempfile.TemporaryDirectory(prefix="mock-openai-", ignore_cleanup_errors=True)
+        self._state.folder = Path(self._folder.name)
+        try:
+            await self._runner.setup()
+            await self.accept_connections()
+        except BaseException:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         """Close every connection and remove stored files."""
         if self._runner is not None:
             await self._runner.cleanup()
         self._runner = self._site = None
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     async def refuse_connections(self) -> None:
         """Stop listening: new connections are refused, open ones go on."""

@@ -69,11 +69,11 @@ class Shelf(Generic[T]):
 class State:
     """Everything that outlives a call. Shells read the clock and draw here, and nowhere deeper."""
 
-    def __init__(self, *, seed: int, stable: bool, ledger_capacity: int, folder: Path) -> None:
+    def __init__(self, *, seed: int, stable: bool, ledger_capacity: int) -> None:
         self.ledger = Ledger(ledger_capacity)
         self.faults = FaultBook()
         self.limiter = RateLimiter()
-        self.folder = folder
+        self.folder = Path()  # where uploads are kept; the server gives one while it runs
         self._seed = seed
         self._stable = stable
         # Named shelves are made by the endpoints that own them, so that this module knows none of them.

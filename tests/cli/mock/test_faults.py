@@ -468,3 +468,46 @@ async def test_refused_connections(client: openai.AsyncOpenAI, mock: MockOpenAI)
     await mock.accept_connections()
 
     assert (await client.models.list()).data
+
+
+async def test_a_storm_leaves_nothing_behind(mock: MockOpenAI, caplog: pytest.LogCaptureFixture) -> None:
+    """Under every fault at once, with clients that leave, each call is booked once and nothing stays open."""
+    for fault in (
+        {"error": "server_error"},
+        {"error": "rate_limit_exceeded", "retry_after_ms": "1"},
+        {"reset": True},
+        {"cut_at_byte": 500},
+        {"cut_at_event": 4, "reset": True},
+        {"stall_seconds": 3600, "stall_at_event": 5},
+        {"stream_error": "server_error"},
+        {"html_body": True},
+        {"http10": True},
+        {"chunking": "random"},
+        {"gap_seconds": "uniform(0,0.002)"},
+    ):
+        mock.faults.add(percent=12, **fault)
+    ends: Counter[str] = Counter()
+    async with aiohttp.ClientSession(headers=HEADERS, connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def call(number: int) -> None:
+            try:
+                async with (
+                    asyncio.timeout(0.05 if number % 7 == 0 else 2),
+                    session.post(mock.base_url + "/chat/completions", json=STREAM if number % 3 else CHAT) as response,
+                ):
+                    await response.read()
+                    ends[str(response.status)] += 1
+            except (aiohttp.ClientError, TimeoutError) as exc:
+                ends[type(exc).__name__] += 1
+
+        await asyncio.gather(*(call(number) for number in range(400)))
+    await mock.ledger.settled()
+
+    assert sum(ends.values()) == 400
+    assert len(ends) > 4
+    assert mock.ledger.in_flight == 0
+    # Of the impatient seventh, some give up before their call arrives.
+    assert sum(mock.ledger.outcomes.values()) == len(mock.ledger) >= 300
+    assert Outcome.IN_FLIGHT not in mock.ledger.outcomes
+    assert all(entry.outcome is not Outcome.COMPLETED or entry.usage for entry in mock.ledger)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

@@ -245,3 +245,54 @@ def test_fault_files_in_json(tmp_path: Path) -> None:
     (tmp_path / "f.json").write_text(json.dumps([{"id": "a", "cut_at_byte": 3}]))
 
     assert [(fault.id, fault.cut_at_byte) for fault in read_faults(tmp_path / "f.json")] == [("a", 3)]
+
+
+async def test_a_client_that_waits_to_be_asked_for_its_body(mock: MockOpenAI) -> None:
+    """`Expect: 100-continue` is answered before the body is read."""
+    async with (
+        aiohttp.ClientSession(headers=HEADERS) as session,
+        session.post(mock.base_url + "/embeddings", json={"model": "m", "input": "x"}, expect100=True) as response,
+    ):
+        assert response.status == 200
+
+
+async def test_an_upload_broken_off_leaves_nothing(mock: MockOpenAI) -> None:
+    """A client that goes away in the middle of an upload is booked so, and its part is not kept."""
+    _, writer = await asyncio.open_connection("127.0.0.1", mock.port)
+    head = "POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-x\r\nContent-Length: 5000000\r\n"
+    part = '--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    writer.write(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n{part}".encode() + b"x" * 400_000)
+    await writer.drain()
+    while not mock.ledger.in_flight:  # noqa: ASYNC110 - nothing tells when a call arrives
+        await asyncio.sleep(0)
+    writer.transport.abort()
+    await mock.ledger.settled()
+
+    assert mock.ledger.last.outcome == "client_closed"
+    assert list(mock._state.folder.iterdir()) == []
+
+
+async def test_a_port_that_is_taken(mock: MockOpenAI) -> None:
+    """A second server on the port fails at once and leaves nothing open."""
+    with pytest.raises(OSError):
+        await MockOpenAI(port=mock.port).start()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"model": "m", "messages": [1]},
+        {"model": "m", "messages": HELLO, "tools": [1]},
+        {"model": "m", "messages": HELLO, "tools": [{"type": "function", "function": {}}]},
+        {"model": "m", "messages": HELLO, "response_format": 5},
+        {"model": "m", "messages": HELLO, "stream_options": "x", "stream": True},
+        {"model": 5, "messages": HELLO},
+        {"model": "m", "messages": HELLO, "max_tokens": "many"},
+    ],
+)
+async def test_bodies_of_the_wrong_shape(client: openai.AsyncOpenAI, mock: MockOpenAI, payload: Any) -> None:
+    """Wrong types anywhere in a body are a 400, never a crash."""
+    with pytest.raises(openai.BadRequestError):
+        await client.post("/chat/completions", cast_to=object, body=payload)
+
+    assert mock.ledger.last.outcome == "error"

@@ -1,135 +1,22 @@
-"""Realtime and responses over a WebSocket: sessions, one generated answer per `response.create`."""
+"""Realtime sessions over a WebSocket: items and audio in, one answer at a time out."""
 
 import asyncio
 import base64
 from typing import Any, Final
 
 import msgspec
-from aiohttp import WSMsgType, web
 
-from sluice_cli.mock import responses
 from sluice_cli.mock.answers import Answer, JsonAnswer, SentAnswer
 from sluice_cli.mock.content import Prompt, Reply, digest, grouped, measure, reply_for, usage_for
-from sluice_cli.mock.effects import Timing
-from sluice_cli.mock.emission import abort
-from sluice_cli.mock.errors import ERRORS, ApiError, ErrorShape, missing
-from sluice_cli.mock.ledger import LedgerEntry, Outcome, Usage
-from sluice_cli.mock.response_events import EventStream
+from sluice_cli.mock.errors import ApiError, ErrorShape, missing
+from sluice_cli.mock.ledger import Usage
+from sluice_cli.mock.sockets import Socket, book, error_of, open_socket, unknown_event
 from sluice_cli.mock.state import Call
-from sluice_cli.mock.wire import JsonObject, encode_json
+from sluice_cli.mock.wire import JsonObject
 
-_MAX_MESSAGE_BYTES: Final = 16 << 20
 _MAX_ITEMS: Final = 1000
-_ORDERLY: Final = frozenset({1000, 1001, 1005})  # close codes of a client that is done
 _SECRET_LIFE_SECONDS: Final = 600
 _AUDIO_BYTES_PER_TOKEN: Final = 4800  # a tenth of a second of 24 kHz, 16 bit
-
-
-class Socket:
-    """One WebSocket and the books of its call; breaks where a fault orders it."""
-
-    __slots__ = ("_call", "_stall_seconds", "_timing", "_ws")
-
-    def __init__(self, call: Call, ws: web.WebSocketResponse) -> None:
-        self._call = call
-        self._ws = ws
-        self._stall_seconds = call.effect.stall_seconds or 0.0
-        self._timing = Timing.of(call.effect)
-
-    async def send(self, event: JsonObject, *, paced: bool = False) -> None:
-        """Send one event; `ConnectionError` when the fault cuts here."""
-        entry, effect = self._call.entry, self._call.effect
-        if effect.cut_at_event is not None and entry.sent_events >= effect.cut_at_event:
-            entry.outcome = Outcome.CUT
-            abort(self._call.request, reset=bool(effect.reset))
-            raise ConnectionResetError("cut as ordered")
-        if effect.stall_at_event == entry.sent_events and self._stall_seconds:
-            seconds, self._stall_seconds = self._stall_seconds, 0.0  # once, also when it is cancelled
-            await asyncio.sleep(seconds)
-        if paced and self._timing.gap is not None:
-            await asyncio.sleep(self._timing.gap.draw(self._call.state.random.random()))
-        data = encode_json(event)
-        await self._ws.send_str(data.decode())
-        entry.sent_bytes += len(data)
-        entry.sent_events += 1
-
-    async def receive(self) -> JsonObject | None:
-        """Wait for the client's next event; None when the client is done."""
-        async for message in self._ws:
-            if message.type is not WSMsgType.TEXT:
-                continue
-            self._call.entry.received_bytes += len(message.data)
-            try:
-                return msgspec.json.decode(message.data, type=JsonObject)
-            except msgspec.MsgspecError:
-                return {"type": "not JSON"}
-        if self._ws.close_code in _ORDERLY and self._call.entry.outcome is Outcome.IN_FLIGHT:
-            # Now, because the lost connection cancels whatever would come later.
-            self._call.entry.outcome = Outcome.COMPLETED
-        return None
-
-
-def _book(entry: LedgerEntry, usage: Usage) -> None:
-    """Add one answer to what the connection is billed."""
-    former = entry.usage or Usage()
-    names = Usage.__struct_fields__
-    entry.usage = Usage(**{name: getattr(former, name) + getattr(usage, name) for name in names})
-    entry.usage_sent = True
-    entry.turns += 1
-
-
-async def _open(call: Call) -> web.WebSocketResponse:
-    ws = web.WebSocketResponse(max_msg_size=_MAX_MESSAGE_BYTES, protocols=("realtime",))
-    if not ws.can_prepare(call.request):
-        message = "This endpoint expects a WebSocket upgrade."
-        raise ApiError(msgspec.structs.replace(ERRORS["invalid_request"], message=message))
-    ws.headers["x-request-id"] = call.entry.request_id
-    await ws.prepare(call.request)
-    call.entry.status = 101
-    return ws
-
-
-async def connect_responses(call: Call) -> Answer:
-    """Answer `GET /responses` as a WebSocket: each `response.create` gets the events of one stream."""
-    ws = await _open(call)
-    socket = Socket(call, ws)
-    while (event := await socket.receive()) is not None:
-        tag = {"stream_id": event["stream_id"]} if "stream_id" in event else {}
-        try:
-            if event.get("type") != "response.create":
-                raise _unknown_event(event)
-            await _respond(call, socket, event, tag)
-        except ApiError as exc:
-            await socket.send({"type": "error", "status": exc.shape.status, "error": _error(exc.shape), **tag})
-    return SentAnswer(response=ws)
-
-
-async def _respond(call: Call, socket: Socket, event: JsonObject, tag: JsonObject) -> None:
-    body = {name: value for name, value in event.items() if name not in ("type", "stream_id", "event_id")}
-    call.entry.model_requested = body.get("model") or call.entry.model_requested
-    plan, items = responses.decide(call, body)
-    call.entry.model_served = plan.model
-    stored = responses.StoredResponse(plan, items, call.entry, asyncio.get_running_loop().time(), 0.0)
-    call.state.shelf("response").put(plan.id, stored)
-    sent = 0
-    try:
-        for made in EventStream(plan).events():
-            await socket.send(made.payload | tag, paced=made.payload["type"].endswith(".delta"))
-            sent = made.output_tokens
-    except (ConnectionError, asyncio.CancelledError):
-        _book(call.entry, msgspec.structs.replace(plan.usage, output_tokens=sent))
-        raise
-    if plan.status != "failed":
-        _book(call.entry, plan.usage)
-
-
-def _unknown_event(event: JsonObject) -> ApiError:
-    message = f"Invalid value: '{event.get('type')}'. Supported values are those of the API reference."
-    return ApiError(ErrorShape(status=400, type="invalid_request_error", code="invalid_value", message=message))
-
-
-def _error(shape: ErrorShape) -> JsonObject:
-    return {"type": shape.type, "code": shape.code, "message": shape.message, "param": shape.param}
 
 
 class Realtime:
@@ -161,7 +48,7 @@ class Realtime:
                 try:
                     await self._take(event)
                 except ApiError as exc:
-                    await self._send("error", error=_error(exc.shape) | {"event_id": event.get("event_id")})
+                    await self._send("error", error=error_of(exc.shape) | {"event_id": event.get("event_id")})
         finally:
             await self._stop()
 
@@ -189,7 +76,7 @@ class Realtime:
             case "response.cancel":
                 await self._stop()
             case _:
-                raise _unknown_event(event)
+                raise unknown_event(event)
 
     async def _commit(self) -> None:
         item = {
@@ -249,7 +136,7 @@ class Realtime:
         if not completed:
             usage = msgspec.structs.replace(usage, output_tokens=done)
         response["usage"] = _realtime_usage(usage)
-        _book(call.entry, usage)
+        book(call.entry, usage)
         await self._send("response.done", response=response)
         await self._send("rate_limits.updated", rate_limits=_RATE_LIMITS)
 
@@ -316,11 +203,11 @@ def _realtime_usage(usage: Usage) -> JsonObject:
     }
 
 
-async def connect_realtime(call: Call) -> Answer:
+async def connect(call: Call) -> Answer:
     """Answer `GET /realtime?model=...` as a WebSocket."""
     if call.entry.model_requested is None:
         raise missing("model")
-    ws = await _open(call)
+    ws = await open_socket(call)
     await Realtime(call, Socket(call, ws)).run()
     return SentAnswer(response=ws)
 
