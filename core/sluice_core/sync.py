@@ -28,14 +28,16 @@ class Demand(Value, frozen=True, kw_only=True):
     """One pod's need in one dimension of one allocation.
 
     `limit` names the dimension (see `sluice_core.limits.keys`). `held` is what the pod still holds: the larger of its
-    lease, its safe share and what it used within the window. `used` is the use within the window, `wanted` what it would
-    use. Less than `least` would be of no use to it: the largest single call that waits.
+    lease, its safe share and what it used within the window. `used` is the use within the window, `wanted` what it
+    would use, `safe` what it may use without a lease. Less than `least` would be of no use to it: the largest single
+    call that waits.
     """
 
     limit: _name
     held: int
     used: int
     wanted: int
+    safe: int = 0
     least: int = 0
 
 

@@ -348,5 +348,6 @@ def _demand(meter: Meter, now: float) -> Demand:
         held=max(used, allowance.leased(now), allowance.safe),
         used=used,
         wanted=wanted,
+        safe=allowance.safe,
         least=meter.largest_waiting,
     )

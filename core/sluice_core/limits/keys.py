@@ -62,8 +62,16 @@ class LimitKey(Value, frozen=True, kw_only=True):
     @property
     def text(self) -> str:
         """Return the key as it travels: `upstream|allocation|dimension|model pattern`, at most 512 characters."""
-        parts = (_shortened(self.upstream), _shortened(self.allocation), self.dimension.value, _shortened(self.model))
-        return _SEPARATOR.join(parts)
+        names = (self.shorten(self.upstream), self.shorten(self.allocation), self.dimension.value)
+        return _SEPARATOR.join((*names, self.shorten(self.model)))
+
+    @staticmethod
+    def shorten(name: str) -> str:
+        """Return a name as it stands in a key: a long one by its beginning and a digest."""
+        if len(name) <= _LONGEST_NAME:
+            return name
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        return f"{name[: _LONGEST_NAME - 17]}~{digest}"
 
 
 def parse(text: str) -> LimitKey | None:
@@ -100,10 +108,3 @@ def pattern_for(model: str, limits: tuple[ModelLimits, ...]) -> str | None:
         if pattern.endswith("*") and model.startswith(pattern[:-1]) and (best is None or len(pattern) > len(best)):
             best = pattern
     return best
-
-
-def _shortened(name: str) -> str:
-    if len(name) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return f"{name[: _LONGEST_NAME - 17]}~{digest}"

@@ -42,8 +42,10 @@ def safe_model_limits(limits: tuple[ModelLimits, ...], share_percent: int, pods:
     )
 
 
+def safe_part(capacity: int, share_percent: int) -> int:
+    """Return what is kept of a limit for all pods of an allocation together."""
+    return capacity * max(SAFE_PERMILLE * share_percent, _LEAST_PERMILLE * 100) // 100_000
+
+
 def _part(capacity: int | None, share_percent: int, pods: int) -> int:
-    if not capacity:
-        return 0
-    permille_of_share = max(SAFE_PERMILLE * share_percent, _LEAST_PERMILLE * 100)
-    return capacity * permille_of_share // (100_000 * max(1, pods))
+    return safe_part(capacity, share_percent) // max(1, pods) if capacity else 0

@@ -1,0 +1,302 @@
+"""No window, over all pods, ever holds more than the limit, whatever becomes of pods, leaders and messages."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from sluice_core.api.upstream import Limits, Timeouts
+from sluice_core.limits.admission import Admission
+from sluice_core.limits.allocator import Allocator
+from sluice_core.limits.decisions import Admitted, Ask
+from sluice_core.limits.queue import Ready, Waiter, WaitingLine
+from sluice_core.limits.safe import safe_limits
+from sluice_core.selection import PodPolicy
+from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
+from sluice_core.sync import Demand, Lease
+
+UPSTREAM = "team/openai"
+SHARES = {"chat": 60, "batch": 30}
+PLANNED_PODS = 4  # of each allocation
+WINDOW_SECONDS = 60.0
+HOLD_SECONDS = 20 + 30.0
+# For so long a limit that was lowered may still be exceeded: leases run out, then permits leave the window.
+GRACE_SECONDS = 30.0 + 60.25 + HOLD_SECONDS
+
+
+class Pod:
+    """One instance of a sidecar, with a clock of its own."""
+
+    def __init__(self, name: str, allocation: str, clock: float) -> None:
+        self.name = name
+        self.allocation = allocation
+        self.clock = clock
+        self.admission = Admission()
+        self.line = WaitingLine(self.admission)
+        self.sequence = 0
+        self.sent_at = 0.0
+        self.in_flight: list[Admitted] = []
+        self.alive = True
+        self.died_at = 0.0
+
+
+class Fleet(RuleBasedStateMachine):
+    """Pods, a leader, and a network that delays, drops, repeats and reorders; an oracle that sees every admission."""
+
+    @initialize(tokens=st.integers(500, 5000), requests=st.integers(20, 200), concurrency=st.integers(5, 60))
+    def begin(self, tokens: int, requests: int, concurrency: int) -> None:
+        """Start with two pods and a leader that was there from the beginning."""
+        self.now = 1000.0
+        self.pods: list[Pod] = []
+        self.dead: list[Pod] = []
+        self.requests_under_way: list[tuple[Pod, int, tuple[Demand, ...], bool]] = []
+        self.answers_under_way: list[tuple[Pod, int, tuple[Lease, ...]]] = []
+        self.limits_log: list[tuple[float, Limits]] = []
+        self.admitted: list[list[float]] = []  # time, tokens
+        self.started = 0
+        self.leader_clock = 50.0
+        self.policy = self._policy(Limits())
+        self.leader = Allocator(now=self._leader_now(), fresh=True)
+        self._configure(tokens, requests, concurrency)
+        self._start("chat")
+        self._start("batch")
+
+    # --- what happens to the fleet ----------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 3.0, 5.0, 15.0, 31.0, 61.0]))
+    def time_passes(self, seconds: float) -> None:
+        """Everybody's clock moves on, and calls that wait get their turn."""
+        self.now += seconds
+        for pod in self.pods:
+            self._serve(pod)
+
+    @rule(
+        index=st.integers(0, 99),
+        count=st.integers(1, 40),
+        tokens=st.integers(1, 400),
+        patience=st.sampled_from([0, 40]),
+    )
+    def pod_calls(self, index: int, count: int, tokens: int, patience: int) -> None:
+        """A pod wants to send a burst of calls."""
+        pod = self._pod(index)
+        now = self._now(pod)
+        for _ in range(count):
+            self.started += 1
+            waiter = Waiter(id=self.started, upstream=UPSTREAM, ask=Ask(tokens=tokens), deadline=now + patience)
+            answer = pod.line.submit(waiter, now)
+            if isinstance(answer, Admitted):
+                self._record(pod, answer, tokens)
+
+    @rule(index=st.integers(0, 99), count=st.integers(1, 20), percent=st.integers(0, 200))
+    def calls_end(self, index: int, count: int, percent: int) -> None:
+        """Calls end and used less or more than was reserved."""
+        pod = self._pod(index)
+        for _ in range(min(count, len(pod.in_flight))):
+            admitted = pod.in_flight.pop(0)
+            used = admitted.reservation.ask.tokens * percent // 100
+            entry = self.entries.pop(id(admitted))
+            entry[1] = min(entry[1], used)
+            pod.admission.settle(admitted.reservation, tokens=used, usd_micros=None, now=self._now(pod))
+        self._serve(pod)
+
+    @rule(index=st.integers(0, 99), rounds=st.integers(1, 3))
+    def pod_reports_and_hears(self, index: int, rounds: int) -> None:
+        """A pod's report and its answer arrive without delay."""
+        pod = self._pod(index)
+        for _ in range(rounds):
+            sequence, demands = self._report(pod)
+            leases = self.leader.exchange(pod.name, sequence, demands, self._leader_now())
+            self._apply(pod, sequence, leases)
+
+    @rule()
+    def all_report_and_hear(self) -> None:
+        """A round without trouble."""
+        for index in range(len(self.pods)):
+            self.pod_reports_and_hears(index, 1)
+
+    @rule(index=st.integers(0, 99))
+    def pod_sends(self, index: int) -> None:
+        """A pod sends a report, which is under way."""
+        pod = self._pod(index)
+        sequence, demands = self._report(pod)
+        self.requests_under_way.append((pod, sequence, demands, False))
+
+    @precondition(lambda self: self.requests_under_way)
+    @rule(index=st.integers(0, 99), keep=st.booleans())
+    def report_arrives(self, index: int, keep: bool) -> None:
+        """Any report under way arrives; kept, it will arrive once more."""
+        index %= len(self.requests_under_way)
+        pod, sequence, demands, stopping = self.requests_under_way[index]
+        if not keep:
+            del self.requests_under_way[index]
+        if stopping:
+            self.leader.stop(pod.name, sequence, demands, self._leader_now())
+            return
+        leases = self.leader.exchange(pod.name, sequence, demands, self._leader_now())
+        self.answers_under_way.append((pod, sequence, leases))
+
+    @precondition(lambda self: self.answers_under_way)
+    @rule(index=st.integers(0, 99), keep=st.booleans())
+    def answer_arrives(self, index: int, keep: bool) -> None:
+        """Any answer under way arrives."""
+        index %= len(self.answers_under_way)
+        pod, sequence, leases = self.answers_under_way[index]
+        if not keep:
+            del self.answers_under_way[index]
+        self._apply(pod, sequence, leases)
+
+    @rule()
+    def network_fails(self) -> None:
+        """All that is under way is lost."""
+        self.requests_under_way.clear()
+        self.answers_under_way.clear()
+
+    @rule(allocation=st.sampled_from(sorted(SHARES)))
+    def pod_joins(self, allocation: str) -> None:
+        """A pod starts, unless so many ran lately as the policy was compiled for."""
+        self._start(allocation)
+
+    @precondition(lambda self: len(self.pods) > 1)
+    @rule(index=st.integers(0, 99), how=st.sampled_from(["killed", "stopped", "seen gone", "restarted"]))
+    def pod_leaves(self, index: int, how: str) -> None:
+        """A pod ends: without a word, with one, noticed by the API server, or to start anew with empty windows."""
+        pod = self._pod(index)
+        self.pods.remove(pod)
+        pod.alive, pod.died_at = False, self.now
+        for admitted in pod.in_flight:
+            del self.entries[id(admitted)]
+        pod.in_flight.clear()
+        self.dead.append(pod)
+        match how:
+            case "stopped":
+                sequence, demands = self._report(pod)
+                self.requests_under_way.append((pod, sequence, demands, True))
+            case "seen gone":
+                self.leader.gone(pod.name, self._leader_now())
+            case "restarted":
+                self._start(pod.allocation)
+
+    @rule(clock=st.floats(0, 1e6))
+    def leader_fails_over(self, clock: float) -> None:
+        """Another leader takes over, with another clock and no memory."""
+        self.leader_clock = clock
+        self.leader = Allocator(now=self._leader_now())
+        self.leader.configure([self._whole()], self._leader_now())
+
+    @rule(tokens=st.integers(300, 6000), requests=st.integers(10, 250), concurrency=st.integers(3, 80))
+    def limits_change(self, tokens: int, requests: int, concurrency: int) -> None:
+        """New limits are published to everybody."""
+        self._configure(tokens, requests, concurrency)
+
+    # --- the oracle -------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def reservations_stay_within_the_limit(self) -> None:
+        """In the window that ends now, and in flight, there is no more than the limits in force allowed."""
+        if not hasattr(self, "admitted"):
+            return
+        self.admitted = [entry for entry in self.admitted if entry[0] > self.now - WINDOW_SECONDS]
+        bound = self._bound()
+        assert sum(entry[1] for entry in self.admitted) <= (bound.tokens_per_minute or 0)
+        assert len(self.admitted) <= (bound.requests_per_minute or 0)
+        assert sum(len(pod.in_flight) for pod in self.pods) <= (bound.concurrency or 0)
+
+    def _bound(self) -> Limits:
+        since = self.now - GRACE_SECONDS - WINDOW_SECONDS
+        last_before = max((at for at, _ in self.limits_log if at <= since), default=0.0)
+        recent = [limits for at, limits in self.limits_log if at >= last_before]
+        return Limits(
+            tokens_per_minute=max(each.tokens_per_minute or 0 for each in recent),
+            requests_per_minute=max(each.requests_per_minute or 0 for each in recent),
+            concurrency=max(each.concurrency or 0 for each in recent),
+        )
+
+    # --- machinery --------------------------------------------------------------------------------------------------
+
+    @property
+    def entries(self) -> dict[int, list[float]]:
+        """Log entries of calls in flight, by their admission."""
+        if not hasattr(self, "_entries"):
+            self._entries: dict[int, list[float]] = {}
+        return self._entries
+
+    def _record(self, pod: Pod, admitted: Admitted, tokens: int) -> None:
+        entry: list[float] = [self.now, tokens]
+        self.admitted.append(entry)
+        self.entries[id(admitted)] = entry
+        pod.in_flight.append(admitted)
+
+    def _serve(self, pod: Pod) -> None:
+        for outcome in pod.line.ready(self._now(pod)):
+            if isinstance(outcome, Ready):
+                admitted = Admitted(reservation=outcome.reservation)
+                self._record(pod, admitted, outcome.reservation.ask.tokens)
+
+    def _report(self, pod: Pod) -> tuple[int, tuple[Demand, ...]]:
+        pod.sequence += 1
+        pod.sent_at = self._now(pod)
+        return pod.sequence, pod.admission.demands(self._now(pod))
+
+    def _apply(self, pod: Pod, sequence: int, leases: tuple[Lease, ...]) -> None:
+        if pod.alive and sequence == pod.sequence:
+            pod.admission.apply_leases(leases, sent_at=pod.sent_at)
+            self._serve(pod)
+
+    def _start(self, allocation: str) -> None:
+        recent = [pod for pod in self.dead if pod.died_at > self.now - 2 * GRACE_SECONDS]
+        if sum(pod.allocation == allocation for pod in [*self.pods, *recent]) >= PLANNED_PODS:
+            return
+        self.started += 1
+        pod = Pod(f"pod-{self.started}", allocation, clock=float(self.started * 7919 % 100_000))
+        pod.admission.configure(self._pod_policy(pod))
+        self.pods.append(pod)
+
+    def _configure(self, tokens: int, requests: int, concurrency: int) -> None:
+        limits = Limits(
+            tokens_per_minute=tokens, requests_per_minute=requests, requests_per_day=0, concurrency=concurrency
+        )
+        self.limits_log.append((self.now, limits))
+        self.policy = self._policy(limits)
+        self.leader.configure([self._whole()], self._leader_now())
+        for pod in self.pods:
+            pod.admission.configure(self._pod_policy(pod))
+
+    def _policy(self, limits: Limits) -> QuotaPolicy:
+        self.limits = limits
+        return QuotaPolicy(
+            key="team/openai",
+            upstream=UPSTREAM,
+            allocations=tuple(
+                AllocationPolicy(name=name, share_percent=share, safe=safe_limits(limits, share, PLANNED_PODS))
+                for name, share in SHARES.items()
+            ),
+        )
+
+    def _whole(self) -> tuple[UpstreamPolicy, QuotaPolicy]:
+        upstream = UpstreamPolicy(
+            key=UPSTREAM, base_url="http://x", limits=self.limits, timeouts=Timeouts(total_seconds=20)
+        )
+        return upstream, self.policy
+
+    def _pod_policy(self, pod: Pod) -> PodPolicy:
+        upstream, quota = self._whole()
+        allocation = next(each for each in quota.allocations if each.name == pod.allocation)
+        return PodPolicy(
+            namespace="team", revision="1", upstreams={UPSTREAM: upstream}, quotas={UPSTREAM: (quota, allocation)}
+        )
+
+    def _pod(self, index: int) -> Pod:
+        return self.pods[index % len(self.pods)]
+
+    def _now(self, pod: Pod) -> float:
+        return self.now + pod.clock
+
+    def _leader_now(self) -> float:
+        return self.now + self.leader_clock
+
+
+Fleet.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestNeverAboveTheLimit = Fleet.TestCase
