@@ -5,7 +5,6 @@ import asyncio
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import uvloop
@@ -13,11 +12,6 @@ import uvloop
 from sluice_cli.mock.faults import Fault, parse_faults
 from sluice_cli.mock.limiter import ModelLimit
 from sluice_cli.mock.server import MockOpenAI
-
-if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse names no public type
-else:
-    Subparsers = object
 
 _LIMIT_NAMES = {
     "rpm": "requests_per_minute",
@@ -27,13 +21,11 @@ _LIMIT_NAMES = {
 }
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the command and its options."""
-    parser = subparsers.add_parser(
-        "mock-openai",
-        help="serve a mock OpenAI API with faults to order",
-        description="Serve a mock OpenAI API. The first line printed is the base URL. Faults can also be ordered"
-        " while it runs: PUT, POST or DELETE /mock/faults, or the request header x-mock-fault.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.description = (
+        "Serve a mock OpenAI API. The first line printed is the base URL. Faults can also be ordered while it runs:"
+        " PUT, POST or DELETE /mock/faults, or the request header x-mock-fault."
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
@@ -54,7 +46,6 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all random draws (default: %(default)s)")
     parser.add_argument("--stable", action="store_true", help="give equal requests equal ids and times")
-    parser.set_defaults(run=run)
 
 
 def parse_limit(written: str) -> ModelLimit:
@@ -69,6 +60,14 @@ def parse_limit(written: str) -> ModelLimit:
             raise ValueError(f"not a limit (MODEL:rpm=N,tpm=N): {written!r}")
         fields[_LIMIT_NAMES[name.strip()]] = int(value)
     return msgspec.convert({"model": model, **fields}, type=ModelLimit)
+
+
+def parse_key(written: str) -> tuple[str, str]:
+    """Read `NAME=SECRET`; `ValueError`, which does not repeat it, when it is none."""
+    name, _, secret = written.partition("=")
+    if not name or not secret:
+        raise ValueError("not a key (NAME=SECRET)")
+    return name, secret
 
 
 def read_faults(path: Path) -> list[Fault]:
@@ -92,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             port=args.port,
             faults=read_faults(args.faults) if args.faults is not None else (),
             limits=[parse_limit(written) for written in args.limits],
-            keys=dict(written.split("=", 1) for written in args.key) if args.key else None,
+            keys=dict(parse_key(written) for written in args.key) if args.key else None,
             seed=args.seed,
             stable=args.stable,
         )

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from sluice_cli.mock import MockOpenAI, ModelLimit
-from sluice_cli.mock.command import add_parser, parse_limit, read_faults, run
+from sluice_cli.mock.command import add_arguments, parse_limit, read_faults, run
 
 HELLO: Any = [{"role": "user", "content": "Say hello"}]
 HEADERS = {"Authorization": "Bearer sk-test"}
@@ -149,7 +149,7 @@ async def test_many_connections_at_once(mock: MockOpenAI) -> None:
 async def test_large_files_need_little_memory() -> None:
     """100 MB go up and come down through a server whose memory stays flat."""
     size, piece = 100_000_000, b"0123456789" * 100_000
-    command = [sys.executable, "-m", "sluice_cli.mock"]
+    command = [sys.executable, "-m", "sluice_cli.main", "mock-openai"]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     base_url = (await process.stdout.readline()).decode().strip()
@@ -184,8 +184,8 @@ def _peak_kilobytes(pid: int) -> int:
 
 def _parsed(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    return parser.parse_args(["mock-openai", *arguments])
+    add_arguments(parser)
+    return parser.parse_args(arguments)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -194,7 +194,7 @@ async def test_the_command_serves_until_told_to_stop(tmp_path: Path, number: sig
     faults = tmp_path / "faults.yaml"
     faults.write_text("faults:\n  - {model: gpt-4.1, error: slow_down}\n")
     arguments = ["--faults", str(faults), "--key", "app=sk-app", "--limits", "o3:rpm=1"]
-    command = [sys.executable, "-m", "sluice_cli.mock", *arguments]
+    command = [sys.executable, "-m", "sluice_cli.main", "mock-openai", *arguments]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     base_url = (await process.stdout.readline()).decode().strip()
@@ -224,7 +224,9 @@ def test_limits_on_the_command_line(written: str, expected: ModelLimit) -> None:
     assert parse_limit(written) == expected
 
 
-@pytest.mark.parametrize("arguments", [["--limits", "rpm=1"], ["--limits", "m:rps=1"], ["--faults", "/no/such/file"]])
+@pytest.mark.parametrize(
+    "arguments", [["--key", "secret"], ["--limits", "rpm=1"], ["--limits", "m:rps=1"], ["--faults", "/no/such/file"]]
+)
 def test_command_lines_that_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A command line that cannot be served ends with status 2 and one line that says why."""
     assert run(_parsed(*arguments)) == 2
