@@ -39,11 +39,11 @@ def status_schema(kind: type[Value]) -> Schema:
 
 
 def with_defaults(schema: Mapping[str, Any], value: Any) -> Any:
-    """Return the value as the API server completes it: defaults filled in at every depth, absent objects too."""
+    """Return the value as the API server completes it: defaults at every depth, also in place of nulls."""
     if isinstance(value, dict) and "properties" in schema:
         completed = dict(value)
         for name, inner in schema["properties"].items():
-            if name in completed:
+            if completed.get(name) is not None:
                 completed[name] = with_defaults(inner, completed[name])
             elif "default" in inner:
                 completed[name] = inner["default"]
@@ -83,8 +83,8 @@ def _node(written: Mapping[str, Any], components: Mapping[str, Schema], path: st
             raise SchemaError(f"{path}: a custom resource cannot hold a value of type {other}")
     if "description" in schema:
         node["description"] = schema["description"]
-    default = with_defaults(node, schema.get("default"))
-    if default not in (None, [], {}, ()):
+    default = with_defaults(node, msgspec.json.decode(msgspec.json.encode(schema.get("default"))))
+    if default not in (None, [], {}):
         node["default"] = default
     return _ordered(node)
 
