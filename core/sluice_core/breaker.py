@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from sluice_core.api.base import Value
 from sluice_core.api.upstream import Breaker
+from sluice_core.classify import Failure, Scope
 from sluice_core.records import Outcome
 
 
@@ -65,9 +66,24 @@ SOONEST_RETRY_SECONDS = 1.0
 """What is told to a caller that finds all probes taken: their end is not known."""
 
 
-def counts(outcome: Outcome) -> bool | None:
-    """Return whether an outcome is a success or a failure of the upstream, or None if it says nothing about it."""
-    return _COUNTS[outcome]
+def counts(outcome: Outcome, *, repeated: bool = False) -> bool | None:
+    """Return whether an outcome is a success or a failure of the upstream, or None if it says nothing about it.
+
+    `repeated` says that an earlier attempt of the same call, with another key, failed in the same way: a request that
+    makes the upstream fail wherever it is sent must not open every key's breaker.
+    """
+    verdict = _COUNTS[outcome]
+    return None if repeated and verdict is False else verdict
+
+
+def stops(failure: Failure) -> Scope | None:
+    """Return what a failure stops for everybody (a key, a project, the account), None if only this attempt failed.
+
+    A 403 about one operation (scope Call) leaves the key as it is, or one caller could stop it for all others.
+    """
+    if failure.outcome not in (Outcome.EXHAUSTED, Outcome.CREDENTIAL_ERROR):
+        return None
+    return failure.scope if failure.scope in (Scope.KEY, Scope.PROJECT, Scope.ACCOUNT) else None
 
 
 class Permit(Value, frozen=True, kw_only=True, gc=False):

@@ -111,7 +111,7 @@ class RetryBudget:
 
     _SLOTS = 10
 
-    def __init__(self, percent: int, window_seconds: float = 600.0) -> None:
+    def __init__(self, percent: int = 20, window_seconds: float = 600.0) -> None:
         self._percent = percent
         self._slot_seconds = window_seconds / self._SLOTS
         self._calls = [0] * self._SLOTS
