@@ -1,6 +1,6 @@
 """The built-in price book: what OpenAI charges, as data.
 
-Sources, and how far to trust them: OpenAI's public price list (openai.com/api/pricing, platform.openai.com/docs/pricing)
+Sources, and how far to trust them: OpenAI's public price list (openai.com/api/pricing and its documentation site)
 for the GPT-4, GPT-4o, GPT-4.1, GPT-5, o-series, audio, image and embedding models; public trackers of price changes for
 the GPT-5.6, GPT-6 and GPT-6.1 models; the prompt-caching guide for cache writes (1.25 times the input price from
 GPT-5.6 on). Prices change and accounts have their own: `Upstream.spec.prices` overrides any entry. A price that is
