@@ -65,6 +65,7 @@ class Loop:
         """Do one round, as leader if this process is sure to be it."""
         started = time.perf_counter()
         if not self._world.complete:
+            self.finished_at = self._clock()  # waiting for the API server is no reason to be restarted
             return
         leading = await self._leadership.confirm()
         if leading != self._led:

@@ -7,7 +7,9 @@ deleted whether the operator lives or not.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -22,6 +24,8 @@ from sluice_operator.world import World
 
 Json = dict[str, Any]
 RESTART_SECONDS: Final = 5.0
+EXIT_SECONDS: Final = 5.0
+RETRY_SECONDS: Final = 1.0
 
 _log = structlog.get_logger()
 
@@ -29,12 +33,20 @@ _log = structlog.get_logger()
 class Observer:
     """Feeds the world and says when it has changed."""
 
-    def __init__(self, world: World, cluster: Cluster, *, clock: Callable[[], float], resync_seconds: float) -> None:
+    def __init__(
+        self,
+        world: World,
+        cluster: Cluster,
+        *,
+        clock: Callable[[], float],
+        resync_seconds: float,
+        changed: asyncio.Event | None = None,
+    ) -> None:
         self._world = world
         self._cluster = cluster
         self._clock = clock
         self._resync_seconds = resync_seconds
-        self.changed = asyncio.Event()
+        self.changed = changed or asyncio.Event()
 
     def take(self, type_: ResourceType, event_type: str | None, raw: Json) -> None:
         """Take in one event of a watch. An object that cannot be read at all is told of and passed over."""
@@ -65,26 +77,7 @@ class Observer:
         """List for ever, soon at first, then at the pace of a safety net."""
         while True:
             await self.relist()
-            await asyncio.sleep(self._resync_seconds if self._world.complete else RESTART_SECONDS)
-
-    def registry(self, login: Callable[[], Awaitable[kopf.ConnectionInfo]]) -> kopf.OperatorRegistry:
-        """Return kopf's handlers: one event handler per type, nothing else."""
-        registry = kopf.OperatorRegistry()
-
-        async def log_in(**_: Any) -> kopf.ConnectionInfo:
-            return await login()
-
-        kopf.on.login(registry=registry)(log_in)
-        for type_ in OBSERVED:
-            group, _, version = type_.api_version.rpartition("/")
-            kopf.on.event(group, version, type_.plural, registry=registry, id=type_.plural)(self._handler(type_))
-        return registry
-
-    def _handler(self, type_: ResourceType) -> Callable[..., Awaitable[None]]:
-        async def observe(event: Any, **_: Any) -> None:
-            self.take(type_, event["type"], event["object"])
-
-        return observe
+            await asyncio.sleep(self._resync_seconds if self._world.complete else RETRY_SECONDS)
 
 
 def kopf_settings() -> kopf.OperatorSettings:
@@ -108,14 +101,64 @@ def kopf_settings() -> kopf.OperatorSettings:
     return settings
 
 
-async def watch_for_ever(observer: Observer, login: Callable[[], Awaitable[kopf.ConnectionInfo]]) -> None:
-    """Run kopf's watches; start them anew should they ever end. Meanwhile the listings keep the world current."""
-    logging.getLogger("kopf").setLevel(logging.WARNING)
-    while True:
+class Watches:
+    """kopf in a thread and event loop of its own, which hands over what it sees.
+
+    When kopf ends it cancels whatever tasks it finds in its loop, and it takes over the signals of the main thread:
+    so it gets neither ours. While it is down the listings keep the world current.
+    """
+
+    def __init__(self, observer: Observer, login: Callable[[], Awaitable[kopf.ConnectionInfo]]) -> None:
+        self._observer = observer
+        self._login = login
+        self._stop = threading.Event()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        thread = threading.Thread(
+            target=self._watch_for_ever, args=(asyncio.get_running_loop(),), name="kopf", daemon=True
+        )
+        thread.start()
         try:
-            await kopf.operator(
-                registry=observer.registry(login), settings=kopf_settings(), clusterwide=True, standalone=True
-            )
-        except Exception as error:  # noqa: BLE001 -- the root of kopf's tasks: told, and started anew
-            _log.warning("watches_ended", error=type(error).__name__)
-        await asyncio.sleep(RESTART_SECONDS)
+            await asyncio.Event().wait()
+        finally:
+            self._stop.set()
+            await asyncio.shield(asyncio.to_thread(thread.join, EXIT_SECONDS))
+
+    def _watch_for_ever(self, home: asyncio.AbstractEventLoop) -> None:
+        logging.getLogger("kopf").setLevel(logging.ERROR)
+        while not self._stop.is_set():
+            try:
+                asyncio.run(
+                    kopf.operator(
+                        registry=self._registry(home),
+                        settings=kopf_settings(),
+                        clusterwide=True,
+                        standalone=True,
+                        stop_flag=self._stop,
+                    )
+                )
+            except Exception as error:  # noqa: BLE001 -- the root of the thread: told, and started anew
+                _log.warning("watches_ended", error=type(error).__name__)
+            self._stop.wait(RESTART_SECONDS)
+
+    def _registry(self, home: asyncio.AbstractEventLoop) -> kopf.OperatorRegistry:
+        """Return kopf's handlers: one event handler per type, nothing else."""
+        registry = kopf.OperatorRegistry()
+
+        async def log_in(**_: Any) -> kopf.ConnectionInfo:
+            return await self._login()
+
+        kopf.on.login(registry=registry)(log_in)
+        for type_ in OBSERVED:
+            group, _, version = type_.api_version.rpartition("/")
+            handler = self._handler(type_, home)
+            kopf.on.event(group, version, type_.plural, registry=registry, id=type_.plural)(handler)
+        return registry
+
+    def _handler(self, type_: ResourceType, home: asyncio.AbstractEventLoop) -> Callable[..., Awaitable[None]]:
+        async def observe(event: Any, **_: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop at home has ended, and so will this thread
+                home.call_soon_threadsafe(self._observer.take, type_, event["type"], event["object"])
+
+        return observe

@@ -6,6 +6,7 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Final
 
 import msgspec
@@ -15,16 +16,29 @@ from sluice_core.api.base import Value
 _PREFIX: Final = "SLUICE_"
 
 
+class CertificateIssuer(StrEnum):
+    """Who writes the certificates' Secret."""
+
+    SLUICE = "Sluice"
+    EXTERNAL = "External"
+
+
 class Settings(Value, frozen=True, kw_only=True):
-    """What can be set, each as `SLUICE_` and the name in capitals."""
+    """What can be set, each as `SLUICE_` and the name in capitals.
+
+    `http` serves probes and metrics, `sync` the sidecars. The sync server needs `certificate_names`, the DNS names of
+    its service, comma-separated; without them it is off, and policy reaches the pods by their mounts alone.
+    """
 
     namespace: str = "sluice-system"
     lease_name: str = "sluice-operator"
     pod_name: str = ""
     http: str = "0.0.0.0:8080"
     sync: str = "0.0.0.0:8443"
-    sync_certificate_file: str = ""
-    sync_key_file: str = ""
+    certificate_secret: str = "sluice-certificates"  # noqa: S105 -- a name
+    certificate_names: str = ""
+    certificate_issuer: CertificateIssuer = CertificateIssuer.SLUICE
+    ports_file: str = ""
     log_level: str = "info"
     tick_seconds: float = 5.0
     debounce_seconds: float = 0.1
@@ -32,6 +46,11 @@ class Settings(Value, frozen=True, kw_only=True):
     drift_seconds: float = 10.0
     reread_seconds: float = 10.0
     request_timeout_seconds: float = 4.0
+
+    @property
+    def dns_names(self) -> tuple[str, ...]:
+        """Return the names in the sync server's certificate."""
+        return tuple(name.strip() for name in self.certificate_names.split(",") if name.strip())
 
     @property
     def identity(self) -> str:

@@ -148,6 +148,10 @@ class ApiServer(kmock.KubernetesScaffold):
             if answer is not None:
                 return answer
         resource = request.resource
+        parent, _, name = request.url.path.rpartition("/")
+        if parent == "/api/v1/namespaces" and name:  # kmock takes the name of a namespace for its content
+            found = self.stored.get(("namespaces", "", name))
+            return web.json_response(found) if found else RefusalError(404, "NotFound").response
         if resource is not None and resource.plural == "tokenreviews":
             return web.json_response(self._review(request.data), status=201)
         if resource is None or resource.plural not in SERVED:
