@@ -285,35 +285,5 @@ def duration_seconds(text: str) -> float | None:
     return min(total, MAX_RETRY_AFTER_SECONDS) if text and position == len(text) else None
 
 
-class TransportFault(StrEnum):
-    """How an attempt ended without a complete HTTP response."""
-
-    CONNECT = "connect"
-    CONNECT_TIMEOUT = "connect_timeout"
-    FIRST_BYTE_TIMEOUT = "first_byte_timeout"
-    IDLE_TIMEOUT = "idle_timeout"
-    TOTAL_TIMEOUT = "total_timeout"
-    RESET = "reset"
-    INVALID_RESPONSE = "invalid_response"
-    TRUNCATED = "truncated"
-
-
-_BY_FAULT: dict[TransportFault, _Verdict] = {
-    TransportFault.CONNECT: (Outcome.CONNECTION_ERROR, Scope.UPSTREAM),
-    TransportFault.CONNECT_TIMEOUT: (Outcome.TIMEOUT, Scope.UPSTREAM),
-    TransportFault.FIRST_BYTE_TIMEOUT: (Outcome.TIMEOUT, Scope.MODEL),
-    TransportFault.IDLE_TIMEOUT: (Outcome.TIMEOUT, Scope.MODEL),
-    TransportFault.TOTAL_TIMEOUT: (Outcome.TIMEOUT, Scope.CALL),
-    TransportFault.RESET: (Outcome.CONNECTION_ERROR, Scope.UPSTREAM),
-    TransportFault.INVALID_RESPONSE: (Outcome.PROVIDER_ERROR, Scope.UPSTREAM),
-    TransportFault.TRUNCATED: (Outcome.TRUNCATED, Scope.MODEL),
-}
-
-
-def classify_fault(fault: TransportFault) -> Failure:
-    """Return the failure that a transport fault stands for."""
-    outcome, scope = _BY_FAULT[fault]
-    return Failure(outcome=outcome, code=fault.value, scope=scope)
-
-
-TRUNCATED = classify_fault(TransportFault.TRUNCATED)
+TRUNCATED = Failure(outcome=Outcome.TRUNCATED, code="truncated", scope=Scope.MODEL)
+"""A stream that ended before its terminal event."""
