@@ -47,6 +47,11 @@ class Window(Value, frozen=True, kw_only=True):
             return self.excess / self.base
         return math.inf if self.excess > 0 else 0.0
 
+    @property
+    def alone(self) -> bool:
+        """Tell whether no error of either arm had the other arm beside it."""
+        return self.base == 0 and self.excess == 0
+
     def with_interval(self, scores: Scores, events: Pair, n: Pair) -> Window:
         """Return the window with one more interval."""
         total = n[0] + n[1]
@@ -61,41 +66,41 @@ class RateEvidence(Value, frozen=True, kw_only=True):
     """Evidence about a share of requests.
 
     A mixture of e-processes is one again: half of the weight lies on the whole rollout, half on windows that begin at
-    stopping times, the j-th with weight 1 / (2 j (j + 1)). `least_p` is the smallest p so far.
+    stopping times, the j-th with weight 1 / (2 j (j + 1)).
     """
 
     whole: Window = Window()
     recent: Window = Window()
     windows: int = 1
     n: int = 0
-    least_p: float = 1.0
 
     def with_interval(self, scores: Scores, events: Pair, n: Pair, discount: float) -> RateEvidence:
         """Return the evidence after one more interval."""
         recent, windows = self.recent.with_interval(scores, events, n), self.windows
         if log_evidence(recent.scores, discount) < RESTART_BELOW:
             recent, windows = Window(), windows + 1
-        after = RateEvidence(
+        return RateEvidence(
             whole=self.whole.with_interval(scores, events, n),
             recent=recent,
             windows=windows,
             n=self.n + n[0],
         )
-        p = min(1.0, math.exp(-after.log_e(discount)))
-        return msgspec.structs.replace(after, least_p=min(self.least_p, p))
 
-    def log_e(self, discount: float) -> float:
-        """Return the log e-value of harm at any time."""
-        return log_sum_exp(
-            [
-                log_evidence(self.whole.scores, discount) - math.log(2),
-                log_evidence(self.recent.scores, discount) - math.log(2 * self.windows * (self.windows + 1)),
-            ]
-        )
+    def log_e(self, discount: float, least_ratio: float) -> float:
+        """Return the log e-value of harm, from the windows in which the ratio itself exceeds `least_ratio`.
 
-    def ratio(self) -> float:
-        """Return the ratio of the rates in the window that speaks most of harm."""
-        return max(self.whole.ratio, self.recent.ratio)
+        Leaving a window out only ever lowers the evidence. So a fault of both arms is never held against one, and no
+        difference is acted on that lies within the limit.
+        """
+        parts = [
+            log_evidence(window.scores, discount) - log_weight
+            for window, log_weight in (
+                (self.whole, math.log(2)),
+                (self.recent, math.log(2 * self.windows * (self.windows + 1))),
+            )
+            if window.alone or window.ratio > least_ratio
+        ]
+        return log_sum_exp(parts) if parts else -math.inf
 
 
 class MeanEvidence(Value, frozen=True, kw_only=True):
@@ -110,6 +115,7 @@ class MeanEvidence(Value, frozen=True, kw_only=True):
     candidate_spread: float = 0.0
     stable_spread: float = 0.0
     n: int = 0
+    stable_n: int = 0
 
     def with_interval(self, candidate: Moments, stable: Moments, factor: float) -> MeanEvidence:
         """Return the evidence after one more interval; `factor` times stable's mean is the limit."""
@@ -121,7 +127,8 @@ class MeanEvidence(Value, frozen=True, kw_only=True):
             gap=self.gap + weight * (candidate.mean - factor * stable.mean),
             candidate_spread=self.candidate_spread + weight * weight / candidate.n,
             stable_spread=self.stable_spread + weight * weight / stable.n,
-            n=self.n + candidate.n + stable.n,
+            n=self.n + candidate.n,
+            stable_n=self.stable_n + stable.n,
         )
 
 
@@ -186,7 +193,7 @@ def interval_since(evidence: Evidence, stable: ArmCounts, candidate: ArmCounts, 
     n_candidate, n_stable = fresh.candidate.requests, fresh.stable.requests
     if (n_candidate and n_stable) or n_candidate >= LONE_REQUESTS:
         return fresh
-    stale = now - evidence.closed_at >= STALE_SECONDS
+    stale = evidence.closed_at > 0 and now - evidence.closed_at >= STALE_SECONDS
     return fresh if stale and (n_candidate or n_stable or _scored(fresh)) else None
 
 
