@@ -10,6 +10,12 @@ import pytest
 from sluice_cli.mock import MockOpenAI
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_implicit_loop() -> None:
+    """Keep looptime's look at the current loop, in a synchronous test, from making one that nobody closes."""
+    asyncio.set_event_loop(None)
+
+
 @pytest.fixture
 async def mock() -> AsyncIterator[MockOpenAI]:
     """A server whose ids and times depend on the requests alone."""

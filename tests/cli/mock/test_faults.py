@@ -511,3 +511,36 @@ async def test_a_storm_leaves_nothing_behind(mock: MockOpenAI, caplog: pytest.Lo
     assert Outcome.IN_FLIGHT not in mock.ledger.outcomes
     assert all(entry.outcome is not Outcome.COMPLETED or entry.usage for entry in mock.ledger)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def chunks_of(wire: bytes) -> list[bytes]:
+    """Split a chunked body on the wire into its chunks."""
+    rest, chunks = wire.partition(b"\r\n\r\n")[2], []
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        chunks.append(rest[: int(size, 16)])
+        rest = rest[int(size, 16) + 2 :]
+    return chunks[:-1]
+
+
+def is_text(chunk: bytes) -> bool:
+    """Whether a chunk is UTF-8 by itself."""
+    try:
+        chunk.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+async def test_chunks_can_end_inside_a_character(mock: MockOpenAI) -> None:
+    """Plain chunks are whole events; `utf8` ends some inside a character; `coalesced` joins many events."""
+    plain = chunks_of(await wire_of(mock))
+    mock.faults.add(id="chunking", chunking="utf8")
+    split = chunks_of(await wire_of(mock))
+    mock.faults.add(id="chunking", chunking="coalesced")
+    joined = chunks_of(await wire_of(mock))
+
+    assert all(chunk.startswith(b"data: ") and is_text(chunk) for chunk in plain)
+    assert sum(not is_text(chunk) for chunk in split) > 4
+    assert len(joined) < len(plain) / 8
+    assert b"".join(plain) == b"".join(split) == b"".join(joined)
