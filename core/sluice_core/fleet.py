@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation import QuotaAllocationStatus
 from sluice_core.api.upstream import Limits
 from sluice_core.compile import Compiled
 from sluice_core.limits.allocator import Allocator
 from sluice_core.limits.keys import Dimension
 from sluice_core.quota_figures import quota_figures
+from sluice_core.rollout.evidence import totals_in
 from sluice_core.rollout.merge import CountLedger
-from sluice_core.snapshot import QuotaPolicy, UpstreamPolicy
+from sluice_core.rollout.observation import Observation, WebhookAnswer
+from sluice_core.snapshot import QuotaPolicy, SplitPolicy, UpstreamPolicy
 from sluice_core.sync import AllocationGauge, BreakerGauge, SyncRequest, SyncResponse
 
 SILENT_SECONDS: Final = 20.0
@@ -49,6 +52,7 @@ class Fleet:
         "_fresh",
         "_quotas",
         "_rolling",
+        "_splits",
         "_swept_at",
         "_upstreams",
         "counts",
@@ -63,6 +67,7 @@ class Fleet:
         self._compiled: Compiled | None = None
         self._upstreams: tuple[UpstreamPolicy, ...] = ()
         self._quotas: dict[str, QuotaPolicy] = {}
+        self._splits: dict[str, SplitPolicy] = {}
         self._rolling: frozenset[str] = frozenset()
         self._swept_at = now
 
@@ -98,6 +103,7 @@ class Fleet:
             for rule in route.rules
             if rule.split is not None
         ]
+        self._splits = {split.key: split for _, split in splits}
         self.counts.keep((split.key, split.revision) for _, split in splits)
         self._rolling = frozenset(namespace for namespace, split in splits if 0 < split.weight < 100)
 
@@ -140,6 +146,24 @@ class Fleet:
         """Return how many sidecars run this revision, of how many that report; None if nobody reports there."""
         revisions = [each.report.revision for each in self._live(now) if each.report.pod.namespace == namespace]
         return (revisions.count(revision), len(revisions)) if revisions else None
+
+    def observation(
+        self, split: CanarySplit, synced: tuple[int, int], answers: tuple[WebhookAnswer, ...] = ()
+    ) -> Observation:
+        """Return what is seen of a rollout. `synced` counts the pods that run the policy that was adopted last."""
+        revision = split.status.revision
+        known = totals_in(split.status.evidence, split.key, revision)
+        stable, candidate = self.counts.arms(split.key, revision, known)
+        policy = self._splits.get(split.key)
+        return Observation(
+            stable=stable,
+            candidate=candidate,
+            synced_pods=synced[0],
+            total_pods=synced[1],
+            applied_revision=policy.revision if policy else "",
+            applied_weight=policy.weight if policy else 0,
+            answers=answers,
+        )
 
     def breakers(self, now: float) -> tuple[tuple[str, BreakerGauge], ...]:
         """Return the breakers that are not closed, with the pods that they are in."""

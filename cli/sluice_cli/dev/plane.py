@@ -1,0 +1,129 @@
+"""The control plane of local mode: one round of what the operator does, over a folder instead of a cluster."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from sluice_cli.dev.folder import LocalStore
+from sluice_core.api.base import Condition, ConditionStatus
+from sluice_core.api.canarysplit_status import CanarySplit
+from sluice_core.api.conditions import set_condition
+from sluice_core.api.manifests import AnyResource
+from sluice_core.api.modelroute import ModelRoute
+from sluice_core.api.quotaallocation import QuotaAllocation
+from sluice_core.api.upstream import Upstream
+from sluice_core.compile import Compiled, Problem, ResourceId, Severity, compile_namespaces
+from sluice_core.rollout.plan import plan
+from sluice_operator.leader import Leader
+from sluice_operator.sync import PolicyBoard
+
+MAX_EVENTS: Final = 200
+
+PodLabels = Mapping[str, tuple[dict[str, str], ...]]
+
+
+class LocalPlane:
+    """Compiles, decides on rollouts and fills in statuses; publishes to a board that sidecars long-poll."""
+
+    def __init__(self, store: LocalStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.store = store
+        self.board = PolicyBoard()
+        self.leader = Leader(clock=clock, fresh=True)
+        self.leader.lead(True, clock())
+        self.events: deque[str] = deque(maxlen=MAX_EVENTS)
+        self._clock = clock
+
+    def round(self, resources: tuple[AnyResource, ...], pods: PodLabels, now_unix: float) -> Compiled:
+        """Do one round over these resources, whose statuses are those of the store, and return the policy in force."""
+        compiled = self._compile(resources, pods)
+        if self._advance(resources, compiled, now_unix):
+            resources = tuple(self._with_status(each) for each in resources)
+            compiled = self._compile(resources, pods)
+        self.leader.adopt(compiled, {name: len(labels) for name, labels in pods.items()}, self._clock())
+        for snapshot in compiled.snapshots.values():
+            self.board.publish(snapshot)
+        for resource in resources:
+            self._report(resource, compiled, pods, now_unix)
+        return compiled
+
+    def _compile(self, resources: tuple[AnyResource, ...], pods: PodLabels) -> Compiled:
+        return compile_namespaces(resources, {namespace: {} for namespace in pods}, pods)
+
+    def _with_status(self, resource: AnyResource) -> AnyResource:
+        kind = type(resource).__name__
+        held = next((each for each in self.store.of_kind(kind) if each.key == resource.key), resource)
+        return msgspec.structs.replace(resource, status=held.status)
+
+    def _advance(self, resources: tuple[AnyResource, ...], compiled: Compiled, now_unix: float) -> bool:
+        changed = False
+        for split in resources:
+            if not isinstance(split, CanarySplit) or _errors(split, compiled):
+                continue
+            snapshot = compiled.snapshots.get(split.metadata.namespace)
+            if snapshot is None:
+                continue
+            synced = self.leader.synced(snapshot.namespace, snapshot.revision) or (0, 0)
+            decided = plan(split, self.leader.fleet.observation(split, synced), now_unix)
+            for event in decided.events:
+                self.events.append(f"{split.metadata.name}: {event.reason}: {event.message}")
+            if decided.status != split.status:
+                self.store.set_status(split, decided.status)
+                changed = True
+        return changed
+
+    def _report(self, resource: AnyResource, compiled: Compiled, pods: PodLabels, now_unix: float) -> None:
+        resource = self._with_status(resource)
+        status = resource.status
+        snapshot = compiled.snapshots.get(resource.metadata.namespace)
+        synced = self.leader.synced(snapshot.namespace, snapshot.revision) if snapshot else None
+        match resource:
+            case Upstream():
+                policy = next((each for each in compiled.upstreams if each.key == resource.key), None)
+                status = msgspec.structs.replace(
+                    resource.status,
+                    consumers=compiled.consumers.get(resource.key, 0),
+                    effective_limits=policy.limits if policy else None,
+                )
+            case QuotaAllocation():
+                status = self.leader.quota_status(resource.key, now_unix) or resource.status
+            case ModelRoute():
+                labels = pods.get(resource.metadata.namespace, ())
+                status = msgspec.structs.replace(
+                    resource.status, pods=sum(resource.spec.workloads.matches(each) for each in labels)
+                )
+            case CanarySplit():
+                status = resource.status
+        status = msgspec.structs.replace(
+            status,
+            conditions=_conditions(resource, _problems(resource, compiled), now_unix),
+            observed_generation=resource.metadata.generation,
+            synced_pods=f"{synced[0]}/{synced[1]}" if synced else "",
+        )
+        self.store.set_status(resource, status)
+
+
+def _problems(resource: AnyResource, compiled: Compiled) -> tuple[Problem, ...]:
+    return compiled.problems.get(ResourceId(type(resource).__name__, resource.key), ())
+
+
+def _errors(resource: AnyResource, compiled: Compiled) -> bool:
+    return any(problem.severity is Severity.ERROR for problem in _problems(resource, compiled))
+
+
+def _conditions(resource: AnyResource, problems: tuple[Problem, ...], now_unix: float) -> tuple[Condition, ...]:
+    worst = problems[0] if problems else None
+    bad = worst is not None and worst.severity is Severity.ERROR
+    return set_condition(
+        resource.status.conditions,
+        "Ready",
+        ConditionStatus.FALSE if bad else ConditionStatus.TRUE,
+        worst.reason.value if worst else "InForce",
+        f"{worst.path}: {worst.message}" if worst else "in force",
+        now_unix=now_unix,
+        observed_generation=resource.metadata.generation,
+    )
