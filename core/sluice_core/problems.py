@@ -21,7 +21,7 @@ class Reason(StrEnum):
     INVALID = "Invalid"  # error, the whole resource: it does not have the shape of its kind
     UPSTREAM_NOT_FOUND = "UpstreamNotFound"  # error, the one target or fallback; of a quota, all of it
     UPSTREAM_NOT_ALLOWED = "UpstreamNotAllowed"  # error, the same
-    NO_TARGET_LEFT = "NoTargetLeft"  # error: the calls of this rule are refused, never sent to another rule's upstream
+    NO_TARGET_LEFT = "NoTargetLeft"  # error: a fallback serves the rule; without one its calls are refused
     FALLBACK_UNREACHABLE = "FallbackUnreachable"  # warning: a fixed answer before it always succeeds
     RULE_UNREACHABLE = "RuleUnreachable"  # warning: an earlier rule takes every call
     ROUTES_OVERLAP = "RoutesOverlap"  # warning: the name decides which of two equally specific routes goes first

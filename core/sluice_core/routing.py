@@ -41,9 +41,10 @@ class Route(Value, frozen=True, kw_only=True):
 
 
 class NoRoute(Value, frozen=True, kw_only=True):
-    """No rule matches and there is no default upstream."""
+    """No rule matches and there is no default upstream, or `rule` matches, but none of its upstreams can be used."""
 
     model: str | None = None
+    rule: str | None = None
 
 
 _NO_LIMITS = CallLimits()
@@ -74,9 +75,10 @@ class _Match:
 class _Rule:
     """One rule, prepared: its alternatives, and its targets by cumulative weight."""
 
-    __slots__ = ("_bounds", "_matches", "_routes")
+    __slots__ = ("_bounds", "_matches", "_name", "_routes")
 
     def __init__(self, route: str, rule: RulePolicy) -> None:
+        self._name = rule.name
         self._matches = tuple(_Match(match) for match in rule.match)
         targets = [target for target in rule.targets if target.weight > 0] or list(rule.targets[:1])
         self._routes = tuple(Route(route=route, rule=rule, target=target) for target in targets)
@@ -89,7 +91,9 @@ class _Rule:
     def matches(self, facts: RequestFacts, headers: Mapping[str, str]) -> bool:
         return not self._matches or any(match.holds(facts, headers) for match in self._matches)
 
-    def choose(self, draw: float) -> Route:
+    def choose(self, model: str | None, draw: float) -> Route | NoRoute:
+        if not self._routes:  # its calls are refused: the next rule's upstream may be none that they may go to
+            return NoRoute(model=model, rule=self._name)
         if len(self._routes) == 1:
             return self._routes[0]
         index = bisect_right(self._bounds, draw * self._bounds[-1])
@@ -102,7 +106,7 @@ class Router:
     __slots__ = ("_default", "_rules")
 
     def __init__(self, policy: PodPolicy) -> None:
-        self._rules = tuple(_Rule(route.key, rule) for route in policy.routes for rule in route.rules if rule.targets)
+        self._rules = tuple(_Rule(route.key, rule) for route in policy.routes for rule in route.rules)
         upstream = policy.default_upstream
         self._default = None if upstream is None else Route(target=TargetPolicy(name=DEFAULT_TARGET, upstream=upstream))
 
@@ -113,7 +117,7 @@ class Router:
         """
         for rule in self._rules:
             if rule.matches(facts, headers):
-                return rule.choose(draw)
+                return rule.choose(facts.model, draw)
         return self._default if self._default is not None else NoRoute(model=facts.model)
 
 

@@ -12,12 +12,10 @@ from sluice_core.api.quotaallocation import Allocation, Budget, QuotaAllocation,
 from sluice_core.compile.selectors import implies
 from sluice_core.compile.tiers import has_any_limit
 from sluice_core.compile.upstreams import NamespaceLabels, UpstreamIndex, namespace_labels
+from sluice_core.limits.admission import UNALLOCATED
 from sluice_core.limits.safe import safe_limits, safe_model_limits
 from sluice_core.problems import Reason, Report, ResourceId
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
-
-UNALLOCATED = "unallocated"
-"""The allocation of pods that no other one selects. It has no guaranteed share: it lives on what others leave idle."""
 
 PodsByNamespace = Mapping[str, Sequence[Mapping[str, str]]]
 """The labels of the injected pods, by namespace."""
@@ -60,16 +58,20 @@ class Quota:
 
     def policy(self, namespace: str | None, counts: Mapping[str, int]) -> QuotaPolicy:
         """Return the quota as pods of one namespace see it; of None, the whole of it, for whoever shares it out."""
-        allocations = [*self.named, self._unallocated()] if namespace is None else self.allocations(namespace)
-        return QuotaPolicy(
+        whole = QuotaPolicy(
             key=self.key,
             upstream=self._upstream.key,
             store=self._spec.store,
             budget=self._spec.budget,
-            allocations=tuple(self._allocation(each, rounded_up(counts.get(each.name, 0))) for each in allocations),
+            allocations=tuple(
+                self._allocation(each, rounded_up(counts.get(each.name, 0)))
+                for each in ([*self.named, self._unallocated()] if namespace is None else self.allocations(namespace))
+            ),
         )
+        return whole if namespace is None else _without_alert_urls(whole)
 
     def _unallocated(self) -> Allocation:
+        # Pods that no other allocation selects have no guaranteed share: they live on what others leave idle.
         return Allocation(name=UNALLOCATED, share_percent=0 if self.named else 100)
 
     def _allocation(self, allocation: Allocation, pods: int) -> AllocationPolicy:
@@ -85,6 +87,16 @@ class Quota:
             safe=safe_limits(self._upstream.limits, allocation.share_percent, pods),
             model_safe=safe_model_limits(self._upstream.model_limits, allocation.share_percent, pods),
         )
+
+
+def _without_alert_urls(quota: QuotaPolicy) -> QuotaPolicy:
+    """Return what pods may know: an alert's address often carries a token, and only the operator calls it."""
+
+    def silent(budget: Budget | None) -> Budget | None:
+        return msgspec.structs.replace(budget, alert_url=None) if budget else None
+
+    allocations = (msgspec.structs.replace(each, budget=silent(each.budget)) for each in quota.allocations)
+    return msgspec.structs.replace(quota, budget=silent(quota.budget), allocations=tuple(allocations))
 
 
 def rounded_up(pods: int) -> int:

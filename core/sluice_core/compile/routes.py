@@ -27,8 +27,9 @@ def compile_route(
 ) -> RoutePolicy:
     """Return a route's policy.
 
-    A target or fallback whose upstream cannot be used is left out, alone. A rule that is left without any keeps its
-    place with nothing in it: its calls are refused, because the next rule's upstream may be none that they may go to.
+    A target or fallback whose upstream cannot be used is left out, alone. In a rule that is left without targets the
+    first fallback takes their place, if it is an upstream. Otherwise the rule keeps its place with nothing in it: its
+    calls are refused, because the next rule's upstream may be none that they may go to.
     """
     resource = ResourceId("ModelRoute", route.key)
     policies: list[RulePolicy] = []
@@ -52,7 +53,8 @@ def _compile_rule(
             targets.append(TargetPolicy(name=target.name, upstream=key, model=target.model, weight=target.weight))
     fallbacks = _compile_fallbacks(rule.fallbacks, namespace, resource, path, upstreams, report)
     if not targets:
-        remaining = "its fallbacks serve" if fallbacks else "its calls are refused"
+        targets, fallbacks = _promoted(fallbacks)
+        remaining = f"its fallback {targets[0].upstream} serves" if targets else "its calls are refused"
         message = f"no target of rule {rule.name} can be used, so {remaining}; mend one of its upstreamRefs"
         report.error(resource, Reason.NO_TARGET_LEFT, f"{path}.targets", message)
     return RulePolicy(
@@ -65,6 +67,14 @@ def _compile_rule(
         on_client_disconnect=rule.on_client_disconnect,
         split=split,
     )
+
+
+def _promoted(fallbacks: tuple[FallbackPolicy, ...]) -> tuple[list[TargetPolicy], tuple[FallbackPolicy, ...]]:
+    """Return the first fallback as the only target, and the fallbacks that remain after it."""
+    if not fallbacks or fallbacks[0].upstream is None:
+        return [], fallbacks
+    first, *rest = fallbacks
+    return [TargetPolicy(name="fallback", upstream=fallbacks[0].upstream, model=first.model)], tuple(rest)
 
 
 def _compile_fallbacks(
