@@ -180,7 +180,7 @@ class StreamTap:
 
     def _pass(self, event: bytes) -> bytes:
         """Read one event and return what the client gets of it."""
-        if self.content_seen and event.startswith(b"data: {"):
+        if self.content_seen and event.startswith(b"data: {") and type(event) is bytes:
             try:
                 delta = _decode_delta(event[6:])
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -275,7 +275,7 @@ def _is_plain(delta: _Delta) -> bool:
 
 _NULL_LENGTH = 4  # a usage that is absent or `null` is no longer than this, and an object is never this short
 _COMPACT_NULL = b',"usage":null'
-_NULL_MEMBER = re.compile(rb',\s*"usage"\s*:\s*null|(?<=\{)\s*"usage"\s*:\s*null\s*,')
+_NULL_MEMBER = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
 
 
 def _without_null(event: bytes) -> bytes:
