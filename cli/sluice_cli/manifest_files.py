@@ -71,17 +71,15 @@ def _texts(path: str) -> Iterable[tuple[str, str]]:
 
 
 def _documents(source: str, text: str) -> Iterator[Document]:
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         while loader.check_node():
             yield from _items(source, loader, loader.get_node())
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ManifestFileError(f"{source}{line}: not YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
-        raise ManifestFileError(f"{source}: not YAML: {error}") from error
-    finally:
-        loader.dispose()
+        raise ManifestFileError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def _items(source: str, loader: _Loader, node: yaml.Node | None) -> Iterator[Document]:
