@@ -244,6 +244,14 @@ class Admission:
         for meter in account.meters_for(ask.model):
             meter.deny(_amount(meter.dimension, ask), now)
 
+    def pace(self, upstream: str, model: str | None, pace: float) -> None:
+        """Use only this part of a limit from now on, because the upstream throttles: of the model's, if it has one."""
+        meters = self._accounts[upstream].meters_for(model)
+        layer = Layer.MODEL if any(meter.layer is Layer.MODEL for meter in meters) else Layer.ALLOCATION
+        for meter in meters:
+            if meter.layer is layer:
+                meter.allowance.pace = pace
+
     # --- leases and budgets -----------------------------------------------------------------------------------------
 
     def demands(self, now: float) -> tuple[Demand, ...]:

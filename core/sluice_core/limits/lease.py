@@ -7,6 +7,8 @@ counts: the leader has to reckon with one answer under way, never with several.
 
 from __future__ import annotations
 
+import math
+
 
 class Allowance:
     """How much one pod may use of one limit: `ceiling` is the limit itself, 0 for none, and nothing exceeds it.
@@ -14,12 +16,14 @@ class Allowance:
     A sole pod needs no lease: the whole is its own.
     """
 
-    __slots__ = ("_amount", "_expires_at", "answered", "ceiling", "reported", "safe", "sole")
+    __slots__ = ("_amount", "_expires_at", "answered", "ceiling", "pace", "reported", "safe", "sole")
 
     def __init__(self, *, ceiling: int, safe: int, sole: bool) -> None:
         self.ceiling = ceiling
         self.safe = safe
         self.sole = sole
+        self.pace = 1.0
+        """The part of it to use while the upstream throttles."""
         self.reported = 0
         """What the latest report wanted."""
         self.answered = 0
@@ -29,9 +33,8 @@ class Allowance:
 
     def amount(self, now: float) -> int:
         """Return what may be used within any window that ends now."""
-        if self.sole:
-            return self.ceiling
-        return min(self.ceiling, max(self.safe, self.leased(now)))
+        amount = self.ceiling if self.sole else min(self.ceiling, max(self.safe, self.leased(now)))
+        return amount if self.pace >= 1.0 else math.ceil(amount * self.pace)
 
     def leased(self, now: float) -> int:
         """Return the amount of the lease, 0 once it has run out."""
