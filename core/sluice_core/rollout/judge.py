@@ -34,7 +34,7 @@ MIN_MEAN_REQUESTS: Final = 100
 
 DEFAULT_LEAST_RATIO: Final = 1.5
 _BASELINE_ALARM: Final = 3.0
-_BASELINE_ALARM_MOST: Final = 10.0
+_BASELINE_ALARM_MOST: Final = 6.0
 
 _WORST_FIRST: Final = (Verdict.HARM, Verdict.ERROR, Verdict.INSUFFICIENT_DATA, Verdict.INCONCLUSIVE, Verdict.PASS)
 
@@ -62,7 +62,8 @@ def observe(
 ) -> Evidence:
     """Return the evidence after a look at the totals (stable, candidate); the same look twice changes nothing.
 
-    Requests count for the step once every pod runs its weight; evidence of harm counts from the first request.
+    Requests count for the step once every pod runs its weight; evidence of harm counts from the first request. While
+    the stable arm itself lies above the ceiling nothing is held against the candidate's own rate.
     """
     if evidence.step != step:
         evidence = msgspec.structs.replace(evidence, step=step, step_requests=(0, 0))
@@ -71,20 +72,17 @@ def observe(
         return evidence if evidence.closed_at else msgspec.structs.replace(evidence, closed_at=now)
     stable = evidence.stable.plus(interval.stable)
     candidate = evidence.candidate.plus(interval.candidate)
+    alarm = _baseline_alarm(evidence.baseline_alarm, rules, interval.stable)
     rates, means = dict(evidence.rates), dict(evidence.means)
     for rule in rules.metrics:
         name = rule.metric.value
         rate = rate_interval_of(rule, evidence.stable, interval)
-        if rate is not None:
+        if rate is not None and not (rule.metric is Metric.ERROR_CEILING and alarm >= _BASELINE_ALARM):
             discount = discount_of(rule.metric, stable, candidate)
             rates[name] = rates.get(name, RateEvidence()).with_interval(*rate, discount)
-        new_candidate, new_stable = (
-            moments_of(rule.metric, interval.candidate),
-            moments_of(rule.metric, interval.stable),
-        )
-        if new_candidate is not None and new_stable is not None:
-            factor = _factor(rule)
-            means[name] = means.get(name, MeanEvidence()).with_interval(new_candidate, new_stable, factor)
+        fresh = moments_of(rule.metric, interval.candidate), moments_of(rule.metric, interval.stable)
+        if fresh[0] is not None and fresh[1] is not None:
+            means[name] = means.get(name, MeanEvidence()).with_interval(fresh[0], fresh[1], _factor(rule))
     on_step = evidence.step_requests
     if converged:
         on_step = (on_step[0] + interval.candidate.requests, on_step[1] + interval.stable.requests)
@@ -94,7 +92,7 @@ def observe(
         closed_at=now,
         rates=rates,
         means=means,
-        baseline_alarm=_baseline_alarm(evidence.baseline_alarm, rules, interval.stable),
+        baseline_alarm=alarm,
         step=step,
         step_requests=on_step,
     )
@@ -109,7 +107,7 @@ def _baseline_alarm(alarm: float, rules: RolloutRules, stable: ArmCounts) -> flo
     """Return a cumulative sum that rises while the stable arm itself lies above the ceiling, and falls after."""
     ceiling = next((rule.limit_percent for rule in rules.metrics if rule.metric is Metric.ERROR_CEILING), 20) / 100
     ceiling = min(ceiling, 0.99)
-    bad = (1 + ceiling) / 2
+    bad = ceiling + 0.2 * (1 - ceiling)
     errors = stable.error_count
     change = errors * math.log(bad / ceiling) + (stable.requests - errors) * math.log((1 - bad) / (1 - ceiling))
     return min(_BASELINE_ALARM_MOST, max(0.0, alarm + change))

@@ -70,14 +70,19 @@ class Traffic:
         self._draws = draws
         self._arms = {arm: ArmCounter("sim", "r-1", arm) for arm in (STABLE, CANDIDATE)}
 
-    def serve(self, requests: int, weight: int, error_multiplier: float = 1.0) -> tuple[ArmCounts, ArmCounts]:
-        """Serve some requests at a weight and return the totals (stable, candidate)."""
+    def serve(
+        self, requests: int, weight: int, error_multiplier: float = 1.0, outage: float = 0.0
+    ) -> tuple[ArmCounts, ArmCounts]:
+        """Serve some requests at a weight and return the totals (stable, candidate).
+
+        In an outage everyone fails with that probability at least.
+        """
         draws = self._draws
         for _ in range(requests):
             user = 0 if draws.random() < self._heavy_share else draws.randrange(len(self._propensity))
             candidate = self._buckets[user] < weight * 100
             behaviour = self._behaviour if candidate else Behaviour()
-            failed = draws.random() < min(1.0, self._propensity[user] * error_multiplier * behaviour.error_factor)
+            failed = draws.random() < max(outage, self._propensity[user] * error_multiplier * behaviour.error_factor)
             tokens = draws.lognormvariate(5.0, 0.8) * behaviour.cost_factor
             self._arms[CANDIDATE if candidate else STABLE].record(
                 outcome=Outcome.PROVIDER_ERROR if failed else Outcome.SUCCESS,
@@ -99,7 +104,13 @@ class Run(Value, frozen=True, kw_only=True):
     last: Judgement
 
 
-def run(rules: RolloutRules, ramp: Ramp, traffic: Traffic, multipliers: Sequence[float] = (1.0,)) -> Run:
+def run(
+    rules: RolloutRules,
+    ramp: Ramp,
+    traffic: Traffic,
+    multipliers: Sequence[float] = (1.0,),
+    outages: Sequence[float] = (0.0,),
+) -> Run:
     """Look at every tick until harm is found or the ramp ends.
 
     Args:
@@ -107,6 +118,7 @@ def run(rules: RolloutRules, ramp: Ramp, traffic: Traffic, multipliers: Sequence
         ramp: the weights and the traffic.
         traffic: who calls.
         multipliers: factors on everyone's error rate, one per tick and repeated: a drifting base rate.
+        outages: least error rates of everyone, one per tick and repeated.
 
     Beside the judge a threshold rule looks on, as pod-rollout tools apply it: an interval above 1 % errors is a failed
     check, the fifth one rolls back.
@@ -118,7 +130,9 @@ def run(rules: RolloutRules, ramp: Ramp, traffic: Traffic, multipliers: Sequence
         step = StepRule(weight=weight, bake_seconds=0, min_requests=100)
         for _ in range(ramp.ticks):
             tick += 1
-            totals = traffic.serve(ramp.requests, weight, multipliers[tick % len(multipliers)])
+            totals = traffic.serve(
+                ramp.requests, weight, multipliers[tick % len(multipliers)], outages[tick % len(outages)]
+            )
             after = totals[1].requests, totals[1].error_count
             if after[1] - before[1] > 0.01 * (after[0] - before[0]):
                 failed_checks += 1
