@@ -80,7 +80,7 @@ def renew(stored: Bundle | None, names: Sequence[str], now: dt.datetime, also_tr
         return msgspec.structs.replace(stored, trusted=_pem(trusted), authority_key=_key_pem(key))
     propagated = now - trusted[0].not_valid_before_utc >= BACKDATED + PROPAGATION
     if _remaining(server, now) < SERVER_RENEWAL and propagated:
-        return _issue(trusted, _load_key(stored.authority_key), names, now)
+        return _issue(trusted, _load_authority_key(stored.authority_key), names, now)
     return None
 
 
@@ -89,8 +89,10 @@ def usable(bundle: Bundle, names: Sequence[str], now: dt.datetime) -> bool:
     try:
         trusted = _authorities(bundle.trusted)
         server = x509.load_pem_x509_certificate(bundle.certificate.encode())
-        fits = _load_key(bundle.key).public_key() == server.public_key()
-        signs = _load_key(bundle.authority_key).public_key() == trusted[0].public_key()
+        fits = (
+            serialization.load_pem_private_key(bundle.key.encode(), password=None).public_key() == server.public_key()
+        )
+        signs = _load_authority_key(bundle.authority_key).public_key() == trusted[0].public_key()
         served = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         named = set(names) <= set(served.get_values_for_type(x509.DNSName))
     except (ValueError, TypeError, IndexError, x509.ExtensionNotFound):
@@ -222,7 +224,7 @@ def _new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def _load_key(pem: str) -> ec.EllipticCurvePrivateKey:
+def _load_authority_key(pem: str) -> ec.EllipticCurvePrivateKey:
     key = serialization.load_pem_private_key(pem.encode(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise TypeError("not an elliptic-curve key")

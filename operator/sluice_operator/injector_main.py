@@ -144,7 +144,8 @@ async def _watch_nodes(cluster: Cluster, server: InjectorServer, settings: Injec
 
 
 def _announce(environment: Environment, admission: web.AppRunner, health: web.AppRunner) -> None:
-    ports = {"admission": admission.addresses[0][1], "health": health.addresses[0][1]}
+    # The shortest address is the IPv4 one; with port 0 the two families get different ports.
+    ports = {"admission": min(admission.addresses, key=len)[1], "health": min(health.addresses, key=len)[1]}
     _log.info("injector_listening", **ports)
     if environment.ports_file is not None:
         partial = environment.ports_file.with_suffix(".partial")
