@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,16 @@ from sluice_operator.certificates_keeper import CertificateKeeper
 from sluice_operator.cluster import Cluster
 from sluice_operator.connection import kopf_login
 from sluice_operator.events import Events
-from sluice_operator.fleet import Fleet, NoFleet, NoRollouts, Rollouts
+from sluice_operator.leader import Leader
 from sluice_operator.lease import Leadership
 from sluice_operator.loop import Loop
 from sluice_operator.metrics import Metrics
 from sluice_operator.observe import Observer, Watches
 from sluice_operator.reconcile import Reconciler
+from sluice_operator.rollouts import FleetRollouts
 from sluice_operator.settings import CertificateIssuer, Settings, address
-from sluice_operator.sync import Leader, PolicyBoard, SyncServer
+from sluice_operator.sync import PolicyBoard, SyncServer
+from sluice_operator.webhooks import Webhooks
 from sluice_operator.world import World
 
 _log = structlog.get_logger()
@@ -38,28 +40,27 @@ def monotonic() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-class NoReports:
-    """Takes no reports; policy is pushed all the same."""
+class LeadingReports:
+    """Takes reports only while the Lease is surely held: what it grants, nobody else may grant."""
 
-    leading = False
+    def __init__(self, leader: Leader, leadership: Leadership) -> None:
+        self._leader = leader
+        self._leadership = leadership
+
+    @property
+    def leading(self) -> bool:
+        """Tell whether this process may grant capacity at present."""
+        return self._leader.leading and self._leadership.leading
 
     def report(self, request: SyncRequest) -> SyncResponse:
-        """Never called: nobody leads here."""
-        return SyncResponse(sequence=request.sequence)
+        """Take in one report and return the answer."""
+        return self._leader.report(request)
 
 
 class Operator:
     """All parts of one replica."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        configuration: Configuration,
-        *,
-        fleet: Fleet | None = None,
-        leader: Leader | None = None,
-        rollouts: Callable[[Cluster], Rollouts] = lambda _: NoRollouts(),
-    ) -> None:
+    def __init__(self, settings: Settings, configuration: Configuration) -> None:
         identity = settings.identity
         self._settings = settings
         self._configuration = configuration
@@ -81,12 +82,13 @@ class Operator:
         self.observer = Observer(
             self.world, self._cluster, clock=monotonic, resync_seconds=settings.resync_seconds, changed=self.wake
         )
-        fleet = fleet or NoFleet()
+        leader = Leader(clock=monotonic)
+        self._webhooks = Webhooks(self._cluster, answered=self.wake)
         self.reconciler = Reconciler(
             writer,
             self.world,
-            fleet=fleet,
-            rollouts=rollouts(self._cluster),
+            fleet=leader,
+            rollouts=FleetRollouts(leader, self._webhooks, wall=time.time),
             board=self.board,
             events=Events(writer, identity=settings.pod_name or identity, wall=time.time),
             clock=monotonic,
@@ -98,16 +100,16 @@ class Operator:
             self.reconciler,
             self.world,
             self.leadership,
-            fleet,
+            leader,
             self.metrics,
             wake=self.wake,
             clock=monotonic,
             tick_seconds=settings.tick_seconds,
             debounce_seconds=settings.debounce_seconds,
         )
-        self._sync = SyncServer(
-            leader or NoReports(), self.board, TokenAuthenticator(self._cluster, clock=monotonic).authenticate
-        )
+        authenticator = TokenAuthenticator(self._cluster, clock=monotonic)
+        reports = LeadingReports(leader, self.leadership)
+        self._sync = SyncServer(reports, self.board, authenticator.authenticate)
         self.ports: dict[str, int] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -127,6 +129,7 @@ class Operator:
             await self._listen(http, "http", self._settings.http)
             await self._run_tasks(stop, sync)
         finally:
+            await self._webhooks.close()
             await sync.cleanup()
             await http.cleanup()
             await self._cluster.close()

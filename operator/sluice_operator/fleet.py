@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from sluice_core.api.base import Value
-from sluice_core.api.canarysplit_status import CanarySplit, CanarySplitStatus
+from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation import QuotaAllocationStatus
 from sluice_core.compile import Compiled
+from sluice_core.rollout.observation import Observation, WebhookAnswer
 from sluice_core.snapshot import Snapshot
 
 
@@ -23,6 +23,11 @@ class Fleet(Protocol):
 
     def quota_status(self, quota: str, now_unix: float) -> QuotaAllocationStatus | None:
         """Return the live figures of a quota, by its key; the conditions in it are not read."""
+
+    def observation(
+        self, split: CanarySplit, synced: tuple[int, int], answers: tuple[WebhookAnswer, ...] = ()
+    ) -> Observation:
+        """Return what is seen of a rollout. `synced` counts the pods that run the policy that was adopted last."""
 
     def lead(self, leading: bool, now: float) -> None:
         """Learn that this process leads from now on, or no longer."""
@@ -40,38 +45,15 @@ class NoFleet:
     def quota_status(self, quota: str, now_unix: float) -> QuotaAllocationStatus | None:
         """Return None: there are no figures."""
 
+    def observation(
+        self, split: CanarySplit, synced: tuple[int, int], answers: tuple[WebhookAnswer, ...] = ()
+    ) -> Observation:
+        """Return that pods exist and nothing is known of them."""
+        del split
+        return Observation(synced_pods=synced[0], total_pods=synced[1], answers=answers)
+
     def lead(self, leading: bool, now: float) -> None:
         """Do nothing."""
-
-
-class Told(Value, frozen=True, kw_only=True):
-    """Something that a rollout did, to be told as an event."""
-
-    reason: str
-    message: str
-    warning: bool = False
-
-
-class Decision(Value, frozen=True, kw_only=True):
-    """What becomes of a rollout: its next status, and what to tell about it once that is stored."""
-
-    status: CanarySplitStatus
-    events: tuple[Told, ...] = ()
-
-
-class Rollouts(Protocol):
-    """Decides on rollouts."""
-
-    def decide(self, split: CanarySplit, synced: tuple[int, int], now_unix: float) -> Decision:
-        """Return what becomes of a split now. Deciding twice on the same state comes to the same."""
-
-
-class NoRollouts:
-    """Leaves every rollout as it is."""
-
-    def decide(self, split: CanarySplit, synced: tuple[int, int], now_unix: float) -> Decision:  # noqa: ARG002
-        """Return the split's present status."""
-        return Decision(status=split.status)
 
 
 class Board(Protocol):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation import QuotaAllocationStatus
 from sluice_core.compile import Compiled
 from sluice_core.fleet import Fleet
+from sluice_core.rollout.observation import Observation, WebhookAnswer
 from sluice_core.sync import SyncRequest, SyncResponse
 
 
@@ -39,3 +41,9 @@ class Leader:
         """Return the live figures of a quota."""
         del now_unix
         return self.fleet.quota_status(quota, self._clock())
+
+    def observation(
+        self, split: CanarySplit, synced: tuple[int, int], answers: tuple[WebhookAnswer, ...] = ()
+    ) -> Observation:
+        """Return what is seen of a rollout."""
+        return self.fleet.observation(split, synced, answers)

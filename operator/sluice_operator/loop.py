@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
@@ -13,6 +14,9 @@ from sluice_operator.lease import Leadership
 from sluice_operator.metrics import Metrics
 from sluice_operator.reconcile import Reconciler
 from sluice_operator.world import World
+
+BUSY_SECONDS: Final = 1.0
+"""Between rounds while a rollout is under way: harm is to be off within seconds."""
 
 _log = structlog.get_logger()
 
@@ -80,9 +84,13 @@ class Loop:
         self.finished_at = self._clock()
         self._metrics.observe_round(self._reconciler, leading, time.perf_counter() - started)
 
+    @property
+    def _busy(self) -> bool:
+        return self._led and self._reconciler.busy
+
     async def _pause(self) -> None:
         try:
-            async with asyncio.timeout(self._tick_seconds):
+            async with asyncio.timeout(min(BUSY_SECONDS, self._tick_seconds) if self._busy else self._tick_seconds):
                 await self._wake.wait()
                 await asyncio.sleep(self._debounce_seconds)
         except TimeoutError:

@@ -18,12 +18,14 @@ from sluice_core.api.modelroute import ModelRoute, ModelRouteStatus
 from sluice_core.api.quotaallocation import QuotaAllocation, QuotaAllocationStatus
 from sluice_core.api.upstream import Upstream, UpstreamStatus
 from sluice_core.compile import Compiled, Problem, Severity, compile_namespaces
+from sluice_core.rollout.states import RUNNING
 from sluice_operator.cluster import ApiError, Cluster
 from sluice_operator.credentials import CredentialPublisher
 from sluice_operator.events import Events
-from sluice_operator.fleet import Board, Decision, Fleet, Rollouts
+from sluice_operator.fleet import Board, Fleet
 from sluice_operator.gather import Inputs, gather
 from sluice_operator.publish import NotPublished, PolicyPublisher
+from sluice_operator.rollouts import Drafts, Rollouts
 from sluice_operator.status import Facts
 from sluice_operator.statuses import StatusWriter, stored_status, with_sync
 from sluice_operator.world import Held, World
@@ -62,7 +64,10 @@ class Reconciler:
         self.policies = PolicyPublisher(cluster)
         self.credentials = CredentialPublisher(cluster, clock=clock, reread_seconds=reread_seconds)
         self.statuses = StatusWriter(cluster, world, events, clock=clock, wall=wall)
+        self._drafts = Drafts(clock)
+        self._compiled: tuple[int, Compiled] | None = None
         self.problems = 0
+        self.busy = False
 
     def take_over(self) -> None:
         """Begin as leader: nothing that was written or seen before counts."""
@@ -70,14 +75,15 @@ class Reconciler:
         self.credentials.forget()
         self._looked_at = float("-inf")
         self._behind = {}
+        self._drafts.clear()
 
     async def lead(self) -> None:
         """Do one round as leader."""
         inputs = gather(self._world)
-        compiled = _compile(inputs)
+        compiled = self._compile(inputs)
         if await self._advance(inputs, compiled):
             inputs = gather(self._world)
-            compiled = _compile(inputs)
+            compiled = self._compile(inputs)
         self._fleet.adopt(compiled, {name: inputs.pod_count(name) for name in inputs.namespaces}, self._clock())
         self._show(compiled)
         if not await self._look():
@@ -89,7 +95,14 @@ class Reconciler:
 
     def follow(self) -> None:
         """Do one round as standby: know the policy and serve it, write nothing."""
-        self._show(_compile(gather(self._world)))
+        self._show(self._compile(gather(self._world)))
+
+    def _compile(self, inputs: Inputs) -> Compiled:
+        """Compile, unless nothing that matters has changed since the last time."""
+        if self._compiled is None or self._compiled[0] != self._world.revision:
+            compiled = compile_namespaces(inputs.resources, inputs.namespaces, inputs.pods)
+            self._compiled = (self._world.revision, compiled)
+        return self._compiled[1]
 
     def _show(self, compiled: Compiled) -> None:
         for snapshot in compiled.snapshots.values():
@@ -111,27 +124,40 @@ class Reconciler:
         return True
 
     async def _advance(self, inputs: Inputs, compiled: Compiled) -> bool:
-        """Let every sound rollout take its next step; tell whether any status changed."""
-        changed = False
+        """Let every sound rollout take its next step; tell whether any status was stored."""
+        stored = False
+        self.busy = False
+        splits: dict[str, str] = {}
         for held in inputs.held:
             split = held.resource
             if not isinstance(split, CanarySplit) or held.metadata.deletion_timestamp is not None:
                 continue
+            splits[held.metadata.uid] = split.key
             facts = self._facts(held, inputs, compiled)
             if any(problem.severity is Severity.ERROR for problem in facts.problems):
                 continue  # it has no traffic to judge; what is amiss is said with all the others
-            decision = self._rollouts.decide(split, facts.synced or (0, 0), self._wall())
-            if decision.status == split.status:
-                continue
-            changed = await self._store(held, decision, facts) or changed
-        return changed
+            stored = await self._step(held, split, facts) or stored
+        self._drafts.keep(splits)
+        self._rollouts.keep(splits.values())
+        return stored
 
-    async def _store(self, held: Held, decision: Decision, facts: Facts) -> bool:
-        status = with_sync(decision.status, facts)
-        if not await self.statuses.write(held, status, facts, at_once=True):
+    async def _step(self, held: Held, stored: CanarySplit, facts: Facts) -> bool:
+        """Plan one rollout; store the plan if it decides anything or is due; tell whether it was stored."""
+        split = self._drafts.current(stored)
+        plan = self._rollouts.plan(split, facts.synced or (0, 0))
+        self.busy = self.busy or plan.status.phase in RUNNING
+        if not plan.urgent and not self._drafts.due(stored):
+            self._drafts.hold(stored, plan.status)
             return False
-        for each in decision.events:
+        if not plan.urgent and plan.status == stored.status:
+            return False
+        written = await self.statuses.write(held, with_sync(plan.status, facts), facts, at_once=True)
+        self._drafts.stored(stored)
+        if not written:
+            return False
+        for each in plan.events:
             await self._events.tell(held.type, held.metadata, each.reason, each.message, warning=each.warning)
+        self._rollouts.ask(stored.key, plan.questions)
         return True
 
     async def _report(self, inputs: Inputs, compiled: Compiled) -> None:
@@ -162,6 +188,7 @@ class Reconciler:
             behind=next((self._behind[name] for name in users if name in self._behind), None),
             synced=self._synced(users, inputs, compiled),
             selects=isinstance(resource, ModelRoute | QuotaAllocation),
+            rollout=isinstance(resource, CanarySplit),
         )
 
     def _synced(self, users: tuple[str, ...], inputs: Inputs, compiled: Compiled) -> tuple[int, int] | None:
@@ -193,10 +220,6 @@ class Reconciler:
                 if figures is not None:
                     status = msgspec.structs.replace(figures, conditions=status.conditions)
         return with_sync(status, facts)
-
-
-def _compile(inputs: Inputs) -> Compiled:
-    return compile_namespaces(inputs.resources, inputs.namespaces, inputs.pods)
 
 
 def _users(held: Held, compiled: Compiled) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from sluice_operator.publish import NotPublished
 Json = dict[str, Any]
 S = TypeVar("S", bound=Status)
 MAX_TOLD: Final = 5
+_TOLD: Final = frozenset({"Ready", "Accepted", "ResolvedRefs", "Conflicted", "WorkloadsSelected"})
 
 _REFERENCES: Final = frozenset(
     {
@@ -55,7 +56,8 @@ class Facts(Value, frozen=True, kw_only=True):
     """What is known about a resource besides its spec.
 
     `behind` says why the policy with this resource is not published where it is used, if so. `synced` is the number of
-    pods that run the policy, of those that should; None where nobody reports.
+    pods that run the policy, of those that should; None where nobody reports. `rollout` says that the resource is one:
+    as long as nothing is amiss its own conditions say how it stands.
     """
 
     generation: int
@@ -64,6 +66,7 @@ class Facts(Value, frozen=True, kw_only=True):
     behind: NotPublished | None = None
     synced: tuple[int, int] | None = None
     selects: bool = False
+    rollout: bool = False
 
 
 def synced_text(synced: tuple[int, int] | None) -> str:
@@ -104,7 +107,7 @@ def conditions(before: tuple[Condition, ...], facts: Facts, now_unix: float) -> 
         setter.set("Ready", False, reason, message)
         setter.set("Reconciling", not facts.behind.final, reason, message)
         setter.set("Stalled", facts.behind.final, reason, message)
-    else:
+    elif not facts.rollout:
         setter.set("Ready", True, "InForce", "all that it asks for is in the published policy")
         setter.set("Reconciling", False, "InForce", "nothing is under way")
         setter.set("Stalled", False, "InForce", "nothing is in the way")
@@ -131,7 +134,7 @@ def _set_details(setter: _Setter, facts: Facts, told: tuple[Told, ...]) -> None:
         nobody = by_type.get("WorkloadsSelected", [])
         reason = nobody[0].reason if nobody else "Selected"
         setter.set("WorkloadsSelected", not nobody, reason, _sentence(nobody) or "pods use it")
-    if facts.synced is not None:
+    if facts.synced is not None and not facts.rollout:
         running, wanted = facts.synced
         synced = running >= wanted
         message = f"{running} of {wanted} pods run the present policy"
@@ -171,6 +174,17 @@ def _sentence(told: Iterable[Told]) -> str:
     return "; ".join(texts[:MAX_TOLD]) + more
 
 
+def keep_times(conditions_: tuple[Condition, ...], stored: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    """Return the conditions with the transition times of those stored ones whose status is the same."""
+    times = {(each.type, each.status): each.last_transition_time for each in stored}
+    return tuple(
+        msgspec.structs.replace(
+            each, last_transition_time=times.get((each.type, each.status), each.last_transition_time)
+        )
+        for each in conditions_
+    )
+
+
 def status_patch(stored: Mapping[str, Any], status: Status) -> Json | None:
     """Return the merge patch from the stored status to this one; None if they say the same.
 
@@ -207,11 +221,16 @@ class Transition(Value, frozen=True, kw_only=True):
     warning: bool
 
 
-def transitions(before: tuple[Condition, ...], after: tuple[Condition, ...]) -> tuple[Transition, ...]:
-    """Return what to tell as events: conditions that turned bad, turned good again, or are bad for another reason."""
+def transitions(
+    before: tuple[Condition, ...], after: tuple[Condition, ...], *, rollout: bool = False
+) -> tuple[Transition, ...]:
+    """Return what to tell as events: conditions that turned bad, turned good again, or are bad for another reason.
+
+    A rollout tells its own events; of it only what is amiss with the resource is told here.
+    """
     found: dict[str, Transition] = {}
     for condition in after:
-        if condition.type in ("Reconciling", "Stalled", "ConfigSynced"):
+        if condition.type not in _TOLD or (rollout and condition.type == "Ready"):
             continue
         old = find_condition(before, condition.type)
         bad = _is_bad(condition)

@@ -15,7 +15,7 @@ from sluice_core.api.quotaallocation import QuotaAllocation, QuotaAllocationStat
 from sluice_core.api.upstream import Upstream, UpstreamStatus
 from sluice_operator.cluster import ApiError, Cluster, ConflictError, NotFoundError
 from sluice_operator.events import Events
-from sluice_operator.status import Facts, conditions, status_patch, synced_text, transitions
+from sluice_operator.status import Facts, conditions, keep_times, status_patch, synced_text, transitions
 from sluice_operator.world import Held, World
 
 FIGURES_SECONDS: Final = 15.0
@@ -72,7 +72,7 @@ class StatusWriter:
         decided on the old state must not be acted on.
         """
         before = stored_status(held).conditions
-        after = conditions(status.conditions or before, facts, self._wall())
+        after = keep_times(conditions(status.conditions or before, facts, self._wall()), before)
         status = msgspec.structs.replace(status, conditions=after, observed_generation=facts.generation)
         patch = status_patch(held.raw_status, status)
         if patch is None:
@@ -93,7 +93,7 @@ class StatusWriter:
         self.writes += 1
         self._written_at[meta.uid] = self._clock()
         self._world.put(held.type, raw, self._clock())
-        for each in transitions(before, after):
+        for each in transitions(before, after, rollout=facts.rollout):
             await self._events.tell(held.type, meta, each.reason, each.message, warning=each.warning)
         return True
 

@@ -14,6 +14,7 @@ from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.api.upstream import Upstream
 from sluice_core.compile import AnyResource, Problem, Reason, ResourceId, Severity
 from sluice_operator.kinds import (
+    CANARY_SPLITS,
     INJECT_LABEL,
     NAMESPACES,
     OBSERVED,
@@ -156,13 +157,13 @@ Key = tuple[str, str]
 class World:
     """All that is known, kept current by events and set right by listings."""
 
-    __slots__ = ("_known", "_listed", "_touched", "changes")
+    __slots__ = ("_known", "_listed", "_touched", "revision")
 
     def __init__(self) -> None:
         self._known: dict[ResourceType, dict[Key, Known]] = {type_: {} for type_ in OBSERVED}
         self._touched: dict[tuple[ResourceType, Key], float] = {}
         self._listed: set[ResourceType] = set()
-        self.changes = 0
+        self.revision = 0
 
     @property
     def complete(self) -> bool:
@@ -177,7 +178,10 @@ class World:
             return False
         self._known[type_][key] = after
         self._touched[type_, key] = now
-        return self._note(_significance(before) != _significance(after))
+        changed = _significance(before) != _significance(after)
+        # A rollout's status is part of the policy, though it is nothing to wake up for: only the loop writes it.
+        self.revision += changed or (type_ == CANARY_SPLITS and before != after)
+        return changed
 
     def remove(self, type_: ResourceType, raw: Json, now: float) -> bool:
         """Forget an object; tell whether it was known."""
@@ -187,7 +191,8 @@ class World:
             return False
         del self._known[type_][key]
         self._touched[type_, key] = now
-        return self._note(True)
+        self.revision += 1
+        return True
 
     def replace(self, type_: ResourceType, listing: Iterable[Json], asked_at: float) -> bool:
         """Take in a whole listing that was asked for at `asked_at`; tell whether anything changes.
@@ -205,7 +210,8 @@ class World:
         for key in [each for each in self._known[type_] if each not in present]:
             if self._touched.get((type_, key), -1.0) < asked_at:
                 del self._known[type_][key]
-                changed = self._note(True)
+                self.revision += 1
+                changed = True
         self._touched = {key: at for key, at in self._touched.items() if key[1] in self._known[key[0]] or at > asked_at}
         first = type_ not in self._listed
         self._listed.add(type_)
@@ -222,10 +228,6 @@ class World:
     def namespaces(self) -> dict[str, Namespace]:
         """Return all namespaces by name."""
         return {each.name: each for each in self._known[NAMESPACES].values() if isinstance(each, Namespace)}
-
-    def _note(self, changed: bool) -> bool:
-        self.changes += changed
-        return changed
 
 
 def wants_injection(pod: Pod, namespace: Namespace | None) -> bool:

@@ -12,10 +12,11 @@ from sluice_core.api.canarysplit_status import CanarySplitStatus
 from sluice_core.api.modelroute import ModelRouteStatus
 from sluice_core.api.quotaallocation import QuotaAllocationStatus
 from sluice_core.api.upstream import UpstreamStatus
+from sluice_core.rollout.observation import Plan, Question, RolloutEvent
 from sluice_core.snapshot import decode
 from sluice_operator.cluster import Cluster
 from sluice_operator.events import Events
-from sluice_operator.fleet import Decision, NoFleet, NoRollouts, Told
+from sluice_operator.fleet import NoFleet
 from sluice_operator.kinds import (
     CANARY_SPLITS,
     CONFIG_MAPS,
@@ -48,7 +49,7 @@ class Operator:
             cluster,
             self.world,
             fleet=parts.get("fleet", NoFleet()),
-            rollouts=parts.get("rollouts", NoRollouts()),
+            rollouts=parts.get("rollouts", Scripted(0)),
             board=self.board,
             events=Events(cluster, identity="a", wall=clock),
             clock=clock,
@@ -390,13 +391,21 @@ class Scripted:
 
     def __init__(self, weight: int) -> None:
         self.weight = weight
+        self.asked: list[str] = []
 
-    def decide(self, split, synced, now_unix) -> Decision:
+    def plan(self, split, synced) -> Plan:
         if split.status.weight == self.weight:
-            return Decision(status=split.status)
-        content = "5" * 12
-        status = msgspec.structs.replace(split.status, weight=self.weight, revision=f"{content}-1", salt="s")
-        return Decision(status=status, events=(Told(reason="WeightChanged", message=f"to {self.weight} %"),))
+            return Plan(status=split.status)
+        status = msgspec.structs.replace(split.status, weight=self.weight, revision="5" * 12 + "-1", salt="s")
+        event = RolloutEvent(reason="WeightChanged", message=f"to {self.weight} %")
+        question = Question(name="quality", url="http://x", timeout_seconds=1, revision=status.revision, step=1)
+        return Plan(status=status, events=(event,), questions=(question,), urgent=True)
+
+    def ask(self, split, questions) -> None:
+        self.asked += [split for _ in questions]
+
+    def keep(self, splits) -> None:
+        pass
 
 
 def split(api) -> None:
@@ -411,14 +420,15 @@ def split(api) -> None:
 async def test_a_rollouts_decision_is_stored_before_it_is_published(cluster, clock, operator, api, team):
     """The status patch of a step comes before the ConfigMap that carries it; its event comes after the patch."""
     split(api)
-    stepping = Operator(cluster, clock, rollouts=Scripted(25))
-    await stepping.round()
+    rollouts = Scripted(25)
+    await Operator(cluster, clock, rollouts=rollouts).round()
     paths = [path for _, path in api.writes]
     stored = next(i for i, path in enumerate(paths) if path.endswith("/canarysplits/chat/status"))
     published = next(i for i, path in enumerate(paths) if path.endswith("/configmaps/sluice-policy"))
     assert stored < published
     assert api.object(CANARY_SPLITS, "chat", "team")["status"]["weight"] == 25
     assert "WeightChanged" in reasons(api)
+    assert rollouts.asked == ["team/chat"]
 
 
 async def test_a_decision_that_could_not_be_stored_reaches_no_pod(cluster, clock, operator, api, team):
@@ -427,9 +437,11 @@ async def test_a_decision_that_could_not_be_stored_reaches_no_pod(cluster, clock
     await operator.round()
     before = policy(api)
     api.fail(409, "Conflict", method="patch", path="/canarysplits/chat/status", times=2)
-    await Operator(cluster, clock, rollouts=Scripted(25)).round()
+    rollouts = Scripted(25)
+    await Operator(cluster, clock, rollouts=rollouts).round()
     assert policy(api) == before
     assert "WeightChanged" not in reasons(api)
+    assert rollouts.asked == []
 
 
 async def test_a_split_without_its_route_takes_no_steps(cluster, clock, api, team):
