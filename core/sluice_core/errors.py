@@ -23,6 +23,7 @@ code and the policy that decided.
 | no_credential | 503 | no | the upstream has no API key |
 | input_too_long | 400 | no | the input is longer than the rule allows |
 | invalid_request | 400 | no | the body is no JSON object, or a field is wrong |
+| internal_error | 500 | yes | the sidecar itself failed |
 | body_too_large | 413 | no | the body is larger than the sidecar accepts |
 """
 
@@ -60,6 +61,7 @@ class RefusalCode(StrEnum):
     INPUT_TOO_LONG = "input_too_long"
     INVALID_REQUEST = "invalid_request"
     BODY_TOO_LARGE = "body_too_large"
+    INTERNAL_ERROR = "internal_error"
 
 
 _STATUS_AND_WAITING: dict[RefusalCode, tuple[int, bool]] = {
@@ -80,6 +82,7 @@ _STATUS_AND_WAITING: dict[RefusalCode, tuple[int, bool]] = {
     RefusalCode.INPUT_TOO_LONG: (400, False),
     RefusalCode.INVALID_REQUEST: (400, False),
     RefusalCode.BODY_TOO_LARGE: (413, False),
+    RefusalCode.INTERNAL_ERROR: (500, True),
 }
 
 

@@ -24,29 +24,34 @@ _IDENTITY = frozenset({"authorization", "api-key", "openai-organization", "opena
 _OWN_PREFIX = "x-sluice-"
 
 _never_sent = HOP_BY_HOP | _FRAMING
-_never_sent_with_our_key = _never_sent | _IDENTITY
 
 
 class RequestFields:
     """The application's header fields, sorted once per call into what goes upstream and what Sluice reads."""
 
-    __slots__ = ("_passed", "first")
+    __slots__ = ("_identity", "_passed", "first")
 
-    def __init__(self, fields: Iterable[Field], *, keep_authorization: bool = False) -> None:
+    def __init__(self, fields: Iterable[Field]) -> None:
         """Keep of `fields`, in order and repeated as they are, those that go upstream.
 
-        With a key of ours the application's own identity is dropped: its placeholder key, and the organization and
-        project, which would otherwise let it spend another project's money with our key.
+        The application's own identity is dropped, unless `keep_authorization` is called: its placeholder key, and the
+        organization and project, which would otherwise let it spend another project's money with our key.
         """
-        dropped = _never_sent if keep_authorization else _never_sent_with_our_key
         listed = _connection_listed(fields := list(fields))
         self.first: dict[str, str] = {}
         self._passed: list[Field] = []
+        self._identity: list[Field] = []
         for name, value in fields:
             lower = name.lower()
             self.first.setdefault(lower, value)
-            if lower not in dropped and lower not in listed and not lower.startswith(_OWN_PREFIX):
-                self._passed.append((name, value))
+            if lower in _never_sent or lower in listed or lower.startswith(_OWN_PREFIX):
+                continue
+            (self._identity if lower in _IDENTITY else self._passed).append((name, value))
+
+    def keep_authorization(self) -> None:
+        """Send the application's own identity after all."""
+        self._passed += self._identity
+        self._identity = []
 
     def with_fields(self, ours: Sequence[Field]) -> list[Field]:
         """Return the fields to send: the application's, where not replaced by one of `ours`, then ours."""

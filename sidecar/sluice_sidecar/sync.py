@@ -131,24 +131,27 @@ class SyncChannel:
     async def _listen_for_ever(self) -> None:
         failures = 0
         while True:
-            path = (
-                f"/v1/policy?namespace={self._namespace}&revision={self._peer.revision}&waitSeconds={LONG_POLL_SECONDS}"
-            )
             try:
-                status, answer = await self._exchange("GET", path, None, LONG_POLL_SECONDS + REPORT_TIMEOUT_SECONDS)
-                if status not in (200, 204):
-                    raise SyncError(f"the control plane answered {status}")
+                snapshot = await self._listen()
+                failures = 0
             except SyncError as error:
                 self._failed(error)
+                await asyncio.sleep(min(_FIRST_RETRY_SECONDS * 2**failures, LONGEST_INTERVAL_SECONDS / 2))
                 failures = min(failures + 1, 8)
-                await asyncio.sleep(min(_FIRST_RETRY_SECONDS * 2 ** (failures - 1), LONGEST_INTERVAL_SECONDS / 2))
                 continue
-            failures = 0
-            if status == 200:
+            if snapshot is not None:
                 before = self._peer.revision
-                self._peer.pushed(answer)
+                self._peer.pushed(snapshot)
                 if self._peer.revision == before:  # refused, or the same again: do not ask in a tight loop
                     await asyncio.sleep(_FIRST_RETRY_SECONDS)
+
+    async def _listen(self) -> bytes | None:
+        """Return a policy other than the one in force, or None if there was none for a while."""
+        path = f"/v1/policy?namespace={self._namespace}&revision={self._peer.revision}&waitSeconds={LONG_POLL_SECONDS}"
+        status, answer = await self._exchange("GET", path, None, LONG_POLL_SECONDS + REPORT_TIMEOUT_SECONDS)
+        if status not in (200, 204):
+            raise SyncError(f"the control plane answered {status}")
+        return answer if status == 200 else None
 
     def _failed(self, error: SyncError) -> None:
         if str(error) != self.error:

@@ -92,11 +92,11 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._families = _Families(self.registry)
         self._calls: dict[tuple[str, ...], _CallMetrics] = {}
-        self._known_models: frozenset[str] = frozenset()
+        self.known_models: frozenset[str] = frozenset()
 
     def know_models(self, models: Iterable[str]) -> None:
         """Let these models have series of their own."""
-        self._known_models = frozenset(models)
+        self.known_models = frozenset(models)
 
     def settled(self, record: CallRecord) -> None:
         """Count one settled call."""
@@ -118,7 +118,7 @@ class Metrics:
             self._families.client_retries.inc()
 
     def _children(self, record: CallRecord) -> _CallMetrics:
-        model = record.model if record.model in self._known_models else OTHER if record.model else NONE
+        model = record.model if record.model in self.known_models else OTHER if record.model else NONE
         route = f"{record.route}/{record.rule}" if record.route else NONE
         labels = (
             record.endpoint.value,

@@ -1,0 +1,251 @@
+"""The pipeline: one call, from the application's request to its decision record, in the order in which it happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import traceback
+
+import structlog
+from aiohttp import web
+
+from sluice_core.classify import Failure
+from sluice_core.errors import Refusal, RefusalCode, refuse
+from sluice_core.records import Outcome
+from sluice_core.request import endpoint_of, generates
+from sluice_sidecar import feedback
+from sluice_sidecar.attempt import Opaque, Stream, Whole
+from sluice_sidecar.call import Call
+from sluice_sidecar.downstream import BodyTooLargeError, ClientGoneError, Downstream, SlowBodyError
+from sluice_sidecar.errors import RefusedError
+from sluice_sidecar.governor import Governor
+from sluice_sidecar.guard import Granted, Guard, Static
+from sluice_sidecar.headers import Field, RequestFields
+from sluice_sidecar.intake import identify, read
+from sluice_sidecar.realtime import serve_websocket
+from sluice_sidecar.relay import relay_opaque, relay_stream, relay_whole
+from sluice_sidecar.settle import price, settle
+from sluice_sidecar.steering import Candidate, steer
+from sluice_sidecar.target import BadTargetError, parse
+from sluice_sidecar.websocket import is_websocket
+
+log = structlog.get_logger()
+
+
+class Proxy:
+    """Serves the application's calls."""
+
+    def __init__(self, governor: Governor) -> None:
+        self._governor = governor
+        self._guard = Guard(governor)
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._drains: set[asyncio.Task[None]] = set()
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Serve one request. Every way out leaves the call settled, or in the hands of a task that settles it."""
+        downstream = Downstream(request, closing=self._governor.stopping)
+        call = await self._open(request, downstream)
+        if call is None:
+            return downstream.reply
+        self._enter()
+        candidates: list[Candidate] | None = None
+        try:
+            await read(call, request)  # 1. what a decision needs, and no more
+            identify(call)  # 2. which trace, since when
+            candidates = self._route(call)  # 3. rule, arm, and what is tried in turn
+        except RefusedError as refused:
+            await self._refuse(call, refused)
+        except ClientGoneError:
+            pass
+        finally:
+            if candidates is None:
+                self._leave(call)
+        if candidates is None:
+            return downstream.reply
+        if is_websocket(request):
+            return await self._websocket(call, request, candidates)
+        work = self._fulfil(call, candidates)
+        await (self._outlive_client(work) if call.drains else work)
+        return downstream.reply
+
+    async def _fulfil(self, call: Call, candidates: list[Candidate]) -> None:
+        try:
+            answer = await self._guard.answer(call, candidates)  # 4. + 5. admitted, guarded, repeated by rule
+            await self._relay(call, answer)  # 6. bytes as they come
+        except RefusedError as refused:
+            await self._refuse(call, refused)
+        except ClientGoneError:
+            pass  # the call has no outcome yet: that is what its record will say
+        except Exception as error:  # noqa: BLE001 - the root of a call's task: report, answer, go on with other calls
+            await self._rescue(call, error)
+        finally:
+            self._leave(call)
+
+    def _leave(self, call: Call) -> None:
+        settle(call, self._governor)  # 7. price, counts, record, metrics
+        self._governor.in_flight -= 1
+        if not self._governor.in_flight:
+            self._idle.set()
+
+    # --- the stages, in so far as they are not modules of their own
+
+    async def _open(self, request: web.BaseRequest, downstream: Downstream) -> Call | None:
+        """Return the call that a request is, or answer it here if it is none."""
+        try:
+            target = parse(request.raw_path)
+        except BadTargetError as error:
+            await _answer(downstream, refuse(RefusalCode.INVALID_REQUEST, f"{error}."))
+            return None
+        if target is None:
+            await self._own_page(request, downstream)
+            return None
+        fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers]
+        call = Call(
+            method=request.method,
+            target=target,
+            endpoint=endpoint_of(request.method, target.plain),
+            fields=RequestFields(fields),
+            downstream=downstream,
+            clock=self._governor.clock,
+        )
+        call.generating = generates(request.method, target.plain)
+        return call
+
+    def _enter(self) -> None:
+        self._governor.in_flight += 1
+        self._idle.clear()
+
+    def _route(self, call: Call) -> list[Candidate]:
+        view = self._governor.view()
+        if view is None:
+            raise RefusedError(
+                refuse(RefusalCode.NOT_CONFIGURED, "No policy has been read yet.", retry_after_seconds=1.0)
+            )
+        call.policy = view.policy
+        candidates = steer(call, view.router, self._governor.pinned_arm(call))
+        if call.keeps_authorization:
+            call.fields.keep_authorization()
+        self._governor.set_deadlines(call, candidates)
+        return candidates
+
+    async def _relay(self, call: Call, answer: Granted | Static) -> None:
+        extra = _own_fields(call)
+        if isinstance(answer, Static):
+            call.status, call.outcome = 200, Outcome.SUCCESS
+            await call.downstream.send(200, "OK", [("Content-Type", answer.content_type), *extra], answer.body)
+            return
+        grant, failure = answer.grant, answer.failure
+        finished = False
+        try:
+            match answer.result:
+                case Whole() as whole:
+                    await relay_whole(call, whole, extra)
+                case Stream() as stream:
+                    failure = await relay_stream(call, stream, extra)
+                case Opaque() as opaque:
+                    failure = await relay_opaque(call, opaque, extra)
+            finished = True
+        finally:
+            price(call, grant, finished=finished and failure is None)
+            if not finished:
+                grant.abandoned(call.usage, call.cost_usd_micros)
+        _conclude(call, grant_failure=failure)
+        if failure is None:
+            grant.answered(call.status, call.usage, call.cost_usd_micros)
+        else:
+            grant.failed(failure, usage=call.usage, cost_usd_micros=call.cost_usd_micros)
+
+    async def _refuse(self, call: Call, refused: RefusedError) -> None:
+        call.outcome = refused.outcome
+        if refused.shown is not None:
+            await relay_whole(call, refused.shown, _own_fields(call))
+            return
+        refusal = refused.refusal
+        call.status, call.error_code = refusal.status, refusal.code
+        await _answer(call.downstream, refusal, _own_fields(call))
+
+    async def _rescue(self, call: Call, error: Exception) -> None:
+        """Report a fault of our own by its kind and place: its text might quote the call."""
+        frames = traceback.extract_tb(error.__traceback__)
+        log.error(
+            "fault in a call", kind=type(error).__name__, at=[f"{f.filename}:{f.lineno} {f.name}" for f in frames]
+        )
+        call.outcome, call.error_code = Outcome.PROVIDER_ERROR, "internal_error"
+        if call.downstream.started:
+            call.downstream.break_off()
+            return
+        refusal = refuse(RefusalCode.INTERNAL_ERROR, "The Sluice sidecar failed to handle this call.")
+        call.status = refusal.status
+        await _answer(call.downstream, refusal, _own_fields(call))
+
+    # --- what is not a plain call
+
+    async def _outlive_client(self, work: object) -> None:
+        """Go on reading an answer to its end after the application has gone, because its rule wants its usage known."""
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._drains.add(task)
+        task.add_done_callback(self._drains.discard)
+        await asyncio.shield(task)
+
+    async def _websocket(self, call: Call, request: web.BaseRequest, candidates: list[Candidate]) -> web.StreamResponse:
+        try:
+            return await serve_websocket(call, request, candidates[0], self._guard)
+        except RefusedError as refused:
+            await self._refuse(call, refused)
+            return call.downstream.reply
+        finally:
+            self._leave(call)
+
+    async def _own_page(self, request: web.BaseRequest, downstream: Downstream) -> None:
+        if request.method != "POST" or request.raw_path.partition("?")[0] != feedback.PATH:
+            message = f"Sluice serves the API below /v1 and feedback at {feedback.PATH}; check the base URL."
+            await _answer(downstream, refuse(RefusalCode.NO_ROUTE, message))
+            return
+        try:
+            given = feedback.parse(await downstream.read_body(feedback.MAX_BODY_BYTES))
+        except BodyTooLargeError:
+            await _answer(downstream, refuse(RefusalCode.BODY_TOO_LARGE, "The feedback is too large."))
+        except (feedback.FeedbackError, SlowBodyError) as error:
+            await _answer(downstream, refuse(RefusalCode.INVALID_REQUEST, f"{error}."))
+        else:
+            counted = self._governor.memory.score(given)
+            body = b'{"counted":true}' if counted else b'{"counted":false}'
+            await downstream.send(200 if counted else 404, "", [("Content-Type", "application/json")], body)
+
+    # --- the end
+
+    async def idle(self) -> None:
+        """Wait until no call is in flight."""
+        await self._idle.wait()
+
+    def break_off_all(self) -> None:
+        """Cancel what goes on without its client; the server cancels the rest."""
+        for task in self._drains:
+            task.cancel()
+
+
+def _conclude(call: Call, grant_failure: Failure | None) -> None:
+    if grant_failure is None:
+        call.outcome = call.outcome or Outcome.SUCCESS
+    else:
+        call.outcome, call.error_code = grant_failure.outcome, grant_failure.code
+
+
+def _own_fields(call: Call) -> list[Field]:
+    """The header fields that Sluice adds to an answer."""
+    fields = [("x-sluice-call-id", call.id)]
+    if call.assignment is not None:
+        fields.append(("x-sluice-arm", call.assignment.version))
+    if call.fallback is not None:
+        fields.append(("x-sluice-fallback", str(call.fallback)))
+    if call.queue_seconds:
+        fields.append(("x-sluice-queue-ms", str(round(call.queue_seconds * 1000))))
+    if call.degraded:
+        fields.append(("x-sluice-decision", "degraded"))
+    return fields
+
+
+async def _answer(downstream: Downstream, refusal: Refusal, extra: list[Field] | None = None) -> None:
+    with contextlib.suppress(ClientGoneError):
+        await downstream.send(refusal.status, "", [*refusal.headers().items(), *(extra or [])], refusal.body())

@@ -1,0 +1,225 @@
+"""One attempt at an upstream, up to the point where its answer is certain enough to be shown to the application."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from sluice_core.answer import Answer, read_answer
+from sluice_core.api.modelroute import Endpoint
+from sluice_core.api.upstream import Timeouts
+from sluice_core.classify import Failure, Scope, classify_response
+from sluice_core.records import Outcome
+from sluice_core.tap import StreamTap
+from sluice_sidecar.headers import Field
+from sluice_sidecar.transport import TransportError, UpstreamRequest, UpstreamResponse, UpstreamTransport
+
+MAX_WHOLE_BYTES = 64 * 1024 * 1024
+MAX_ERROR_BYTES = 1024 * 1024
+MAX_DECODED_CHUNK_BYTES = 16 * 1024 * 1024
+HOLD_BYTES = 64 * 1024
+HOLD_SECONDS = 5.0
+"""A stream's head is held back until its first content, so that a fallback before it stays invisible; not longer."""
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What one attempt sends, and how its answer is read.
+
+    `reads` tells that the answer is looked into; `strips_usage` that its usage event is only there because we asked;
+    `edited` names the request members that we set.
+    """
+
+    method: str
+    url: str
+    fields: list[Field]
+    body: bytes | AsyncIterator[bytes] | None
+    timeouts: Timeouts
+    endpoint: Endpoint
+    reads: bool
+    strips_usage: bool
+    edited: frozenset[str]
+
+
+class Whole(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer that is in memory: every JSON answer that is looked into, and every error."""
+
+    status: int
+    reason: str
+    fields: list[Field]
+    body: bytes
+    answer: Answer
+
+
+class Stream(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream of events whose content has begun, or that has been held back for long enough. `held` goes first."""
+
+    response: UpstreamResponse
+    decoder: Decoder | None
+    tap: StreamTap
+    held: bytes
+    ended: bool
+
+
+class Opaque(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer that is only passed on: a file, audio, a list."""
+
+    response: UpstreamResponse
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """No answer worth showing. `whole` is what the upstream said, if it said anything."""
+
+    failure: Failure
+    whole: Whole | None = None
+
+
+Result = Whole | Stream | Opaque | Failed
+
+
+class Decoder:
+    """Undoes a content coding that the upstream applied although it was asked not to."""
+
+    __slots__ = ("_inflate",)
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by its header
+
+    def feed(self, chunk: bytes, limit: int) -> bytes:
+        """Return the decoded bytes.
+
+        Raises:
+            TransportError: they are malformed, or more than `limit`.
+        """
+        try:
+            decoded = self._inflate.decompress(chunk, limit)
+        except zlib.error:
+            raise TransportError(Outcome.PROVIDER_ERROR, "invalid_encoding") from None
+        if self._inflate.unconsumed_tail:
+            raise TransportError(Outcome.PROVIDER_ERROR, "response_too_large")
+        return decoded
+
+
+def failure_of(error: TransportError) -> Failure:
+    """Return a transport's fault as a failure: what cannot be reached fails for every model, the rest for this one."""
+    unreachable = error.outcome is Outcome.CONNECTION_ERROR or error.code == "connect_timeout"
+    scope = Scope.UPSTREAM if unreachable else Scope.MODEL
+    return Failure(outcome=error.outcome, code=error.code, scope=scope)
+
+
+async def attempt(transport: UpstreamTransport, order: Order) -> Result:
+    """Send the request once and return what came of it. The connection is closed unless the result holds it."""
+    request = UpstreamRequest(
+        method=order.method, url=order.url, fields=order.fields, body=order.body, timeouts=order.timeouts
+    )
+    try:
+        response = await transport.send(request)
+    except TransportError as error:
+        return Failed(failure=failure_of(error))
+    handed_over = False
+    try:
+        result = await _receive(response, order)
+        handed_over = isinstance(result, Stream | Opaque)
+        return result
+    except TransportError as error:
+        return Failed(failure=failure_of(error))
+    finally:
+        if not handed_over:
+            response.release()
+
+
+async def _receive(response: UpstreamResponse, order: Order) -> Result:
+    first = {name.lower(): value for name, value in reversed(response.fields)}
+    if response.status >= 400:
+        return await _receive_error(response, first, order)
+    if not order.reads or order.method == "HEAD":
+        return Opaque(response=response)
+    kind = first.get("content-type", "").partition(";")[0].strip().lower()
+    coding = first.get("content-encoding", "identity").lower()
+    decoder = Decoder() if coding in ("gzip", "deflate", "x-gzip") else None
+    if coding != "identity" and decoder is None:
+        return Opaque(response=response)  # a coding that nobody asked for: better unread than broken
+    if kind == "text/event-stream":
+        return await _hold(response, decoder, StreamTap(order.endpoint, order.strips_usage))
+    if kind in ("application/json", "text/html", "text/plain", ""):
+        return await _receive_whole(response, decoder, order)
+    return Opaque(response=response)
+
+
+async def _receive_error(response: UpstreamResponse, first: dict[str, str], order: Order) -> Result:
+    if order.method == "HEAD":
+        return _whole(response, b"", Answer(), decoded=False)
+    decoder = Decoder() if first.get("content-encoding", "").lower() in ("gzip", "deflate") else None
+    body = await _read(response, decoder, MAX_ERROR_BYTES)
+    failure = classify_response(response.status, first, body, edited=order.edited)
+    whole = _whole(response, body, Answer(failure=failure), decoded=decoder is not None)
+    return whole if failure is None else Failed(failure=failure, whole=whole)
+
+
+async def _receive_whole(response: UpstreamResponse, decoder: Decoder | None, order: Order) -> Result:
+    body = await _read(response, decoder, MAX_WHOLE_BYTES)
+    answer = read_answer(order.endpoint, response.status, body)
+    whole = _whole(response, body, answer, decoded=decoder is not None)
+    return whole if answer.failure is None else Failed(failure=answer.failure, whole=whole)
+
+
+def _whole(response: UpstreamResponse, body: bytes, answer: Answer, *, decoded: bool) -> Whole:
+    fields = response.fields
+    if decoded:
+        fields = [field for field in fields if field[0].lower() != "content-encoding"]
+    return Whole(status=response.status, reason=response.reason, fields=fields, body=body, answer=answer)
+
+
+async def _read(response: UpstreamResponse, decoder: Decoder | None, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while chunk := await response.next_chunk():
+        if decoder is not None:
+            chunk = decoder.feed(chunk, limit)
+        size += len(chunk)
+        if size > limit:
+            raise TransportError(Outcome.PROVIDER_ERROR, "response_too_large")
+        parts.append(chunk)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _hold(response: UpstreamResponse, decoder: Decoder | None, tap: StreamTap) -> Result:
+    """Read on until the stream has content, has failed, has ended, or has been held back for long enough."""
+    held = bytearray()
+    ended = False
+    try:
+        async with asyncio.timeout(HOLD_SECONDS):
+            while not (tap.content_seen or tap.terminal_seen or tap.failure or ended) and len(held) <= HOLD_BYTES:
+                passed, ended = await next_event_bytes(response, decoder, tap)
+                held += passed
+            if not tap.content_seen and tap.failure is not None:
+                return await _failed_stream(response, decoder, tap, held, ended)
+    except TimeoutError:
+        pass
+    return Stream(response=response, decoder=decoder, tap=tap, held=bytes(held), ended=ended)
+
+
+async def next_event_bytes(response: UpstreamResponse, decoder: Decoder | None, tap: StreamTap) -> tuple[bytes, bool]:
+    """Return the next bytes for the application, which may be none, and whether they are the last.
+
+    Raises:
+        TransportError: the stream broke off.
+    """
+    chunk = await response.next_chunk()
+    if not chunk:
+        return tap.end(), True
+    return tap.feed(chunk if decoder is None else decoder.feed(chunk, MAX_DECODED_CHUNK_BYTES)), False
+
+
+async def _failed_stream(
+    response: UpstreamResponse, decoder: Decoder | None, tap: StreamTap, held: bytearray, ended: bool
+) -> Failed:
+    """A stream that failed before its content: its few bytes are kept, to be shown if nothing else can be done."""
+    failure = tap.failure
+    assert failure is not None  # noqa: S101 - the caller has looked
+    while not ended and len(held) <= HOLD_BYTES:
+        passed, ended = await next_event_bytes(response, decoder, tap)
+        held += passed
+    return Failed(failure=failure, whole=_whole(response, bytes(held), Answer(failure=failure), decoded=bool(decoder)))

@@ -1,0 +1,255 @@
+"""One call on its way through the pipeline: what has been learned of it so far, and the record of it at its end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable
+
+from sluice_core.api.modelroute import Authorization, Endpoint, OnClientDisconnect
+from sluice_core.records import Attempt, CallRecord, Outcome
+from sluice_core.request import RequestFacts
+from sluice_core.selection import PodPolicy
+from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, RulePolicy
+from sluice_core.split import Assignment
+from sluice_core.usage import Usage
+from sluice_sidecar.downstream import Downstream
+from sluice_sidecar.headers import RequestFields
+from sluice_sidecar.target import Target
+
+MAX_HASHED_BYTES = 256 * 1024
+"""Bodies up to this size get a hash in their record; beyond it hashing would hold up other calls."""
+
+
+def new_call_id() -> str:
+    """Return an id that no other call has."""
+    return "call-" + os.urandom(12).hex()
+
+
+def user_hash(namespace: str, key: str) -> str:
+    """Return what stands for a user in records and limits: enough to tell users apart, too little to name them."""
+    return hashlib.sha256(f"sluice\0{namespace}\0{key}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+class Call:
+    """One call. Each stage of the pipeline fills in its part; `record` says it all at the end."""
+
+    __slots__ = (
+        "allocation",
+        "answer_deadline",
+        "arm_outcome",
+        "assignment",
+        "attempts",
+        "body",
+        "body_stream",
+        "clock",
+        "cost_usd_micros",
+        "deadline",
+        "degraded",
+        "downstream",
+        "endpoint",
+        "error_code",
+        "estimated_input_tokens",
+        "facts",
+        "fallback",
+        "fields",
+        "finish_reason",
+        "first_token_at",
+        "generating",
+        "id",
+        "method",
+        "model",
+        "outcome",
+        "policy",
+        "queue_seconds",
+        "quota",
+        "refused_by",
+        "request_bytes",
+        "reserved_tokens",
+        "response_id",
+        "route_key",
+        "rule",
+        "served_model",
+        "service_tier",
+        "started",
+        "status",
+        "target",
+        "target_name",
+        "traceparent",
+        "unix_time",
+        "upstream",
+        "upstream_request_id",
+        "upstream_seconds",
+        "usage",
+        "usage_estimated",
+        "user",
+        "user_class",
+        "would_refuse",
+    )
+
+    def __init__(
+        self,
+        *,
+        method: str,
+        target: Target,
+        endpoint: Endpoint,
+        fields: RequestFields,
+        downstream: Downstream,
+        clock: Callable[[], float],
+    ) -> None:
+        self.id = new_call_id()
+        self.clock = clock
+        self.method = method
+        self.target = target
+        self.endpoint = endpoint
+        self.fields = fields
+        self.downstream = downstream
+        self.facts = RequestFacts(endpoint=endpoint)
+        self.generating = False
+        self.body: bytes | None = None
+        self.body_stream: AsyncIterator[bytes] | None = None
+        self.request_bytes = 0
+        self.started = clock()
+        self.unix_time = 0.0
+        self.deadline = 0.0
+        self.answer_deadline = 0.0
+        self.traceparent = ""
+        self.policy: PodPolicy | None = None
+        self.user: str | None = None
+        self.user_class: str | None = None
+        self.route_key: str | None = None
+        self.rule: RulePolicy | None = None
+        self.target_name: str | None = None
+        self.assignment: Assignment | None = None
+        self.arm_outcome: Outcome | None = None
+        self.quota: QuotaPolicy | None = None
+        self.allocation: AllocationPolicy | None = None
+        self.degraded = False
+        self.queue_seconds = 0.0
+        self.reserved_tokens = 0
+        self.estimated_input_tokens = 0
+        self.would_refuse: str | None = None
+        self.refused_by: str | None = None
+        self.attempts: list[Attempt] = []
+        self.fallback: int | None = None
+        self.upstream: str | None = None
+        self.model: str | None = None
+        self.upstream_seconds = 0.0
+        self.upstream_request_id: str | None = None
+        self.first_token_at: float | None = None
+        self.status = 0
+        self.outcome: Outcome | None = None
+        self.error_code: str | None = None
+        self.usage: Usage | None = None
+        self.usage_estimated = False
+        self.cost_usd_micros: int | None = None
+        self.served_model: str | None = None
+        self.service_tier: str | None = None
+        self.finish_reason: str | None = None
+        self.response_id: str | None = None
+
+    @property
+    def keeps_authorization(self) -> bool:
+        """Tell whether the application's own key goes upstream."""
+        return self.rule is not None and self.rule.authorization is Authorization.APPLICATION
+
+    @property
+    def drains(self) -> bool:
+        """Tell whether the upstream's answer is read to its end when the application has gone."""
+        return self.rule is not None and self.rule.on_client_disconnect is OnClientDisconnect.DRAIN
+
+    @property
+    def namespace(self) -> str:
+        """Return the namespace of the policy that applies."""
+        return self.policy.namespace if self.policy is not None else ""
+
+    @property
+    def reads(self) -> bool:
+        """Tell whether the answer is looked into: where something was generated, or a response is fetched."""
+        return self.generating or self.endpoint is Endpoint.RESPONSES
+
+    @property
+    def replayable(self) -> bool:
+        """Tell whether the request can be sent a second time."""
+        return self.body_stream is None
+
+    @property
+    def policy_name(self) -> str:
+        """Return the rule that applies, as refusals name it."""
+        return f"{self.route_key}/{self.rule.name}" if self.rule is not None else ""
+
+    def client_retry(self) -> int:
+        """Return which retry of its own the application's SDK says this is."""
+        text = self.fields.first.get("x-stainless-retry-count", "")
+        return min(int(text), 1000) if text.isascii() and text.isdigit() else 0
+
+    def record(self) -> CallRecord:
+        """Return the decision record, at the end of the call."""
+        facts, assignment, rule = self.facts, self.assignment, self.rule
+        split = rule.split if rule is not None else None
+        last = self.attempts[-1] if self.attempts else None
+        return CallRecord(
+            call_id=self.id,
+            time=self.unix_time,
+            namespace=self.namespace,
+            endpoint=self.endpoint,
+            method=self.method,
+            stream=facts.stream,
+            requested_model=_bounded(facts.model),
+            model=_bounded(self.model),
+            served_model=_bounded(self.served_model),
+            service_tier=_bounded(self.service_tier),
+            route=self.route_key,
+            rule=rule.name if rule is not None else None,
+            target=self.target_name,
+            upstream=self.upstream,
+            credential=last.credential if last is not None else None,
+            quota=self.quota.key if self.quota is not None else None,
+            allocation=self.allocation.name if self.allocation is not None else None,
+            priority=self.allocation.priority if self.allocation is not None else None,
+            mode=self.allocation.mode if self.allocation is not None else None,
+            user_hash=self.user,
+            user_class=self.user_class,
+            split=split.key if split is not None else None,
+            split_revision=split.revision if split is not None else None,
+            arm=assignment.arm if assignment is not None else None,
+            version=assignment.version if assignment is not None else None,
+            bucket=assignment.bucket if assignment is not None else None,
+            arm_forced=assignment.forced if assignment is not None else False,
+            status=self.status,
+            outcome=self.outcome or Outcome.CLIENT_CLOSED,
+            error_code=_bounded(self.error_code),
+            refused_by=self.refused_by,
+            would_refuse=self.would_refuse,
+            attempts=tuple(self.attempts),
+            fallback=self.fallback,
+            degraded=self.degraded,
+            client_retry=self.client_retry(),
+            queue_ms=_milliseconds(self.queue_seconds),
+            duration_ms=_milliseconds(self.clock() - self.started),
+            first_token_ms=_milliseconds(self.first_token_at - self.started) if self.first_token_at else None,
+            upstream_ms=_milliseconds(self.upstream_seconds),
+            reserved_tokens=self.reserved_tokens,
+            usage=self.usage,
+            usage_estimated=self.usage_estimated,
+            cost_usd_micros=self.cost_usd_micros,
+            finish_reason=_bounded(self.finish_reason),
+            request_bytes=self.request_bytes,
+            response_bytes=self.downstream.bytes_written,
+            request_sha256=_digest(self.body),
+            client_request_id=_bounded(self.fields.first.get("x-client-request-id")),
+            upstream_request_id=_bounded(self.upstream_request_id),
+            traceparent=self.traceparent or None,
+        )
+
+
+def _bounded(text: str | None) -> str | None:
+    return text if text is None or len(text) <= 128 else text[:128]
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+def _digest(body: bytes | None) -> str | None:
+    return hashlib.sha256(body).hexdigest() if body and len(body) <= MAX_HASHED_BYTES else None

@@ -1,0 +1,114 @@
+"""The shell around the waiting line: futures for those who wait, one timer for all, and nothing ever left reserved."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from sluice_core.api.quotaallocation import Priority
+from sluice_core.limits.admission import Admission
+from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation
+from sluice_core.limits.queue import Entered, Ready, TimedOut, Waiter, WaitingLine
+
+
+class Passed(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempt may go. `reservation` must be settled or released."""
+
+    reservation: Reservation
+    would_refuse: Obstacle | None = None
+    waited_seconds: float = 0.0
+
+
+class Gate:
+    """Lets attempts through to the upstreams, as the limits allow."""
+
+    def __init__(self, admission: Admission, clock: Callable[[], float], on_waiting: Callable[[], None]) -> None:
+        """`on_waiting` is called when an attempt begins to wait: whoever leases capacity should hear of it."""
+        self.admission = admission
+        self.line = WaitingLine(admission)
+        self._clock = clock
+        self._on_waiting = on_waiting
+        self._next_id = 0
+        self._waiting: dict[int, asyncio.Future[Passed | Refused]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def submit(
+        self, upstream: str, ask: Ask, priority: Priority, retry: int, deadline: float
+    ) -> Passed | Refused | int:
+        """Reserve what the attempt needs, or enter the line; the number is for `wait`, which must follow at once."""
+        self._next_id += 1
+        number = self._next_id
+        waiter = Waiter(id=number, upstream=upstream, ask=ask, priority=priority, retry=retry, deadline=deadline)
+        match self.line.submit(waiter, self._clock()):
+            case Admitted(reservation=reservation, would_refuse=would_refuse):
+                return Passed(reservation=reservation, would_refuse=would_refuse)
+            case Refused() as refused:
+                return refused
+            case Entered():
+                return number
+
+    async def wait(self, number: int) -> Passed | Refused:
+        """Wait for one's turn. Whoever is cancelled meanwhile leaves the line at once, with nothing reserved."""
+        future: asyncio.Future[Passed | Refused] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        self._on_waiting()
+        self._arm()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and isinstance(passed := future.result(), Passed):
+                self.release(passed.reservation)  # admitted in the very moment in which the client left
+            raise
+        finally:
+            self._waiting.pop(number, None)
+            self.line.leave(number)
+            self._arm()
+
+    def settle(self, reservation: Reservation, *, tokens: int | None, usd_micros: int | None) -> None:
+        """Charge what was really used; None keeps the estimate."""
+        self.admission.settle(reservation, tokens=tokens, usd_micros=usd_micros, now=self._clock())
+        if self._waiting:
+            self.pump()
+
+    def release(self, reservation: Reservation) -> None:
+        """Give everything back: the attempt never left."""
+        self.admission.release(reservation, self._clock())
+        if self._waiting:
+            self.pump()
+
+    def pump(self) -> None:
+        """Let those through who may go now. Called when capacity comes back, leases arrive or the policy changes."""
+        for outcome in self.line.ready(self._clock()):
+            future = self._waiting.pop(outcome.id, None)
+            if future is None or future.done():  # the client has gone
+                if isinstance(outcome, Ready):
+                    self.admission.release(outcome.reservation, self._clock())
+                continue
+            future.set_result(_passed(outcome))
+        self._arm()
+
+    def _arm(self) -> None:
+        """Set the one timer to the next moment at which somebody's turn or patience may come."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self._clock()
+        when = self.line.next_event(now)
+        if when is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.001, when - now), self.pump)
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _passed(outcome: Ready | TimedOut) -> Passed | Refused:
+    match outcome:
+        case Ready(reservation=reservation, would_refuse=would_refuse, waited_seconds=waited):
+            return Passed(reservation=reservation, would_refuse=would_refuse, waited_seconds=waited)
+        case TimedOut(refusal=refusal):
+            return refusal

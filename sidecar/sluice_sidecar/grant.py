@@ -1,0 +1,114 @@
+"""Everything that one attempt holds: leave from the breakers, a reservation, a connection's worth of an upstream."""
+
+from __future__ import annotations
+
+from sluice_core.classify import Failure
+from sluice_core.limits.decisions import Reservation
+from sluice_core.records import Attempt, Outcome
+from sluice_core.usage import Usage
+from sluice_sidecar.breakers import Breakers, Pass
+from sluice_sidecar.call import Call
+from sluice_sidecar.gate import Gate
+from sluice_sidecar.upstream import Key, Upstream
+
+_NEVER_LEFT = frozenset(
+    {"connect_timeout", "connection_refused", "name_not_resolved", "certificate_invalid", "tls_failed"}
+)
+
+
+class Grant:
+    """One attempt's holdings. Exactly one of `answered`, `failed` and `abandoned` ends it; later ones do nothing."""
+
+    __slots__ = (
+        "_breakers",
+        "_call",
+        "_fallback",
+        "_gate",
+        "_open",
+        "_pass",
+        "key",
+        "model",
+        "reservation",
+        "started",
+        "upstream",
+    )
+
+    def __init__(
+        self,
+        call: Call,
+        upstream: Upstream,
+        key: Key,
+        model: str | None,
+        granted: Pass,
+        reservation: Reservation,
+        *,
+        breakers: Breakers,
+        gate: Gate,
+        fallback: int | None,
+    ) -> None:
+        self._call = call
+        self._breakers = breakers
+        self._gate = gate
+        self._pass = granted
+        self._fallback = fallback
+        self._open = True
+        self.upstream = upstream
+        self.key = key
+        self.model = model
+        self.reservation = reservation
+        self.started = call.clock()
+        upstream.in_use += 1
+
+    def answered(self, status: int, usage: Usage | None, cost_usd_micros: int | None) -> None:
+        """End with an answer: what it used replaces the estimate, which stays where nothing was reported."""
+        if self._close(Outcome.SUCCESS, status, None):
+            self._breakers.settle(self._pass, None, self._call.clock())
+            self._settle(usage, cost_usd_micros)
+
+    def failed(self, failure: Failure, *, usage: Usage | None = None, cost_usd_micros: int | None = None) -> None:
+        """End with a failure. An error answer costs a request and no tokens; of what broke off, the estimate stays."""
+        call = self._call
+        repeated = any(
+            before.outcome is failure.outcome and before.credential != self.key.name for before in call.attempts
+        )
+        if not self._close(failure.outcome, failure.status, failure.code):
+            return
+        self._breakers.settle(self._pass, failure, call.clock(), repeated=repeated)
+        if failure.code in _NEVER_LEFT:
+            self._gate.release(self.reservation)
+        elif usage is None and (failure.status or 0) >= 400:
+            self._gate.settle(self.reservation, tokens=0, usd_micros=0)
+        else:
+            self._settle(usage, cost_usd_micros)
+
+    def abandoned(self, usage: Usage | None = None, cost_usd_micros: int | None = None) -> None:
+        """End because nobody wants the answer any more: it says nothing about the upstream, and costs what is known."""
+        if self._close(Outcome.CLIENT_CLOSED, None, None):
+            self._breakers.cancel(self._pass, self._call.clock())
+            self._settle(usage, cost_usd_micros)
+
+    def _settle(self, usage: Usage | None, cost_usd_micros: int | None) -> None:
+        tokens = usage.total_tokens if usage is not None else None
+        self._gate.settle(self.reservation, tokens=tokens, usd_micros=cost_usd_micros)
+
+    def _close(self, outcome: Outcome, status: int | None, code: str | None) -> bool:
+        if not self._open:
+            return False
+        self._open = False
+        self.upstream.in_use -= 1
+        call = self._call
+        seconds = call.clock() - self.started
+        call.upstream_seconds += seconds
+        call.attempts.append(
+            Attempt(
+                upstream=self.upstream.policy.key,
+                model=self.model[:128] if self.model else None,
+                credential=self.key.name,
+                status=status,
+                code=code,
+                outcome=outcome,
+                duration_ms=round(seconds * 1000, 3),
+                fallback=self._fallback,
+            )
+        )
+        return True

@@ -1,0 +1,333 @@
+"""Stages four and five of the pipeline: each attempt admitted by the limits, guarded by breakers, repeated by rule.
+
+One budget of attempts and time covers the whole call, whatever it tries: retries, other keys, fallbacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import assert_never
+
+import msgspec
+
+from sluice_core.breaker import Rejected
+from sluice_core.classify import Failure
+from sluice_core.errors import RefusalCode, refuse
+from sluice_core.limits.admission import Account
+from sluice_core.limits.decisions import Ask, Refused
+from sluice_core.records import Outcome
+from sluice_core.retry import (
+    Fallback,
+    GiveUp,
+    NextFallback,
+    Retry,
+    RotateKey,
+    ShrinkAndRetry,
+    Situation,
+    Step,
+    next_step,
+)
+from sluice_sidecar.admit import (
+    ask_for,
+    check_input,
+    degradation,
+    name_account,
+    priority_of,
+    refusal_of,
+    wait_deadline,
+)
+from sluice_sidecar.attempt import Failed, Opaque, Result, Stream, Whole, attempt
+from sluice_sidecar.breakers import Pass
+from sluice_sidecar.call import Call
+from sluice_sidecar.errors import RefusedError
+from sluice_sidecar.gate import Passed
+from sluice_sidecar.governor import Governor
+from sluice_sidecar.grant import Grant
+from sluice_sidecar.order import order_for
+from sluice_sidecar.refusals import circuit_open, no_credential, unanswered
+from sluice_sidecar.static_answer import static_answer
+from sluice_sidecar.steering import Candidate
+from sluice_sidecar.upstream import NO_KEY, Key, Upstream
+
+_TOO_LATE = Failure(outcome=Outcome.TIMEOUT, code="total_timeout")
+
+
+class Static(msgspec.Struct, frozen=True, kw_only=True):
+    """A fixed answer."""
+
+    content_type: str
+    body: bytes
+
+
+class Granted(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer to show, and what its attempt holds until it has been shown.
+
+    `failure` is set for an error of the upstream's own that is passed on because nothing else is left to try.
+    """
+
+    result: Whole | Stream | Opaque
+    grant: Grant
+    failure: Failure | None = None
+
+
+class Guard:
+    """Takes a call from one thing to try to the next."""
+
+    def __init__(self, governor: Governor) -> None:
+        self._governor = governor
+        self._gate = governor.gate
+        self._breakers = governor.breakers
+        self._estimator = governor.estimator
+
+    async def answer(self, call: Call, candidates: list[Candidate]) -> Granted | Static:
+        """Return the first answer worth showing.
+
+        Raises:
+            RefusedError: there is none, and the upstream said nothing that could be passed on.
+        """
+        journey = _Journey(call)
+        for position, candidate in enumerate(candidates):
+            journey.next_fallback = _next_fallback(candidates, position)
+            if candidate.static_message is not None:
+                found: Granted | Static | None = _static(call, candidate)
+            else:
+                found = await self._try(journey, candidate)
+            if found is not None:
+                call.fallback = candidate.fallback
+                return found
+            if journey.given_up:
+                break
+        raise journey.end()
+
+    async def admit(self, call: Call, candidate: Candidate) -> Grant:
+        """Return what a single attempt needs, for a call that is not repeated.
+
+        Raises:
+            RefusedError: a limit, the breakers or missing keys forbid it.
+        """
+        upstream = self._governor.upstreams.get(candidate.upstream)
+        if upstream is None:
+            raise RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule names an upstream that is gone."))
+        return await self._admit(call, self._plan(call, candidate, upstream, first=True), set())
+
+    async def _try(self, journey: _Journey, candidate: Candidate) -> Granted | None:
+        """Try one candidate as often as the rules allow; None if the next one is to be tried, or none."""
+        call = journey.call
+        upstream = self._governor.upstreams.get(candidate.upstream)
+        if upstream is None:
+            journey.refused(RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule names an upstream that is gone.")))
+            return None
+        plan = self._plan(call, candidate, upstream, first=journey.attempts == 0)
+        tried: set[str | None] = set()
+        while True:
+            try:
+                grant = await self._admit(call, plan, tried)
+            except RefusedError as refused:
+                journey.refused(refused)
+                return None
+            tried.add(grant.key.name)
+            result = await self._attempt(call, plan, grant)
+            if not isinstance(result, Failed):
+                return Granted(result=result, grant=grant)
+            step = self._after(journey, plan, result.failure, tried)
+            match step:
+                case Retry(delay_seconds=delay):
+                    grant.failed(result.failure)
+                    await asyncio.sleep(delay)
+                case RotateKey() | ShrinkAndRetry():
+                    grant.failed(result.failure)
+                case Fallback():
+                    grant.failed(result.failure)
+                    journey.failed(result, upstream)
+                    return None
+                case GiveUp():
+                    journey.given_up = True
+                    if result.whole is not None:
+                        return Granted(result=result.whole, grant=grant, failure=result.failure)
+                    grant.failed(result.failure)
+                    journey.failed(result, upstream)
+                    return None
+                case _:
+                    assert_never(step)
+
+    def _plan(self, call: Call, candidate: Candidate, upstream: Upstream, *, first: bool) -> _Plan:
+        """Settle what is sent to this candidate: model, caps, and what it is estimated to use."""
+        account = self._gate.admission.account(upstream.policy.key)
+        name_account(call, account)
+        limit = call.rule.limits.max_output_tokens if call.rule is not None else None
+        model = candidate.model or call.facts.model
+        budget = degradation(self._gate, upstream.policy.key, call.clock())
+        if budget is not None and budget.degrade_to is not None:
+            call.degraded = True
+            model = budget.degrade_to.model or model
+            limit = _smaller(limit, budget.degrade_to.max_output_tokens)
+        estimate = self._estimator.estimate(call.facts, model, _smaller(limit, call.facts.max_output_tokens))
+        if first:
+            check_input(call, estimate)
+            upstream.retry_budget.count_call(call.clock())
+        call.upstream, call.model = upstream.policy.key, model
+        call.reserved_tokens, call.estimated_input_tokens = estimate.tokens, estimate.input_tokens
+        ask = ask_for(call, upstream, model, estimate) if call.generating else Ask()
+        return _Plan(
+            candidate=candidate, upstream=upstream, account=account, model=model, max_output_tokens=limit, ask=ask
+        )
+
+    # --- limits and breakers
+
+    async def _admit(self, call: Call, plan: _Plan, tried: set[str | None]) -> Grant:
+        """Return what the next attempt needs, waiting in line if that may help.
+
+        Raises:
+            RefusedError: a limit, the breakers or missing keys forbid it.
+        """
+        key, granted = self._leave(call, plan, tried)
+        rank = len(call.attempts) + call.client_retry()
+        deadline = wait_deadline(call, plan.account)
+        passed = self._gate.submit(plan.upstream.policy.key, plan.ask, priority_of(plan.account), rank, deadline)
+        if isinstance(passed, int):
+            self._breakers.cancel(granted, call.clock())  # a probe must not wait in line
+            passed = await self._gate.wait(passed)
+            if isinstance(passed, Passed):
+                call.queue_seconds += passed.waited_seconds
+                try:
+                    key, granted = self._leave(call, plan, tried)
+                except RefusedError:
+                    self._gate.release(passed.reservation)
+                    raise
+        if isinstance(passed, Refused):
+            self._breakers.cancel(granted, call.clock())
+            raise refusal_of(passed, call, plan.account)
+        if passed.would_refuse is not None:
+            call.would_refuse = passed.would_refuse.name
+        return Grant(
+            call,
+            plan.upstream,
+            key,
+            plan.model,
+            granted,
+            passed.reservation,
+            breakers=self._breakers,
+            gate=self._gate,
+            fallback=plan.candidate.fallback,
+        )
+
+    def _leave(self, call: Call, plan: _Plan, tried: set[str | None]) -> tuple[Key, Pass]:
+        """Return the first key that the breakers let through; keys that this call has tried come last.
+
+        Raises:
+            RefusedError: there is none.
+        """
+        upstream, now = plan.upstream, call.clock()
+        keys = (NO_KEY,) if call.keeps_authorization else upstream.keys
+        if not keys:
+            raise RefusedError(no_credential(upstream.policy.key), Outcome.CREDENTIAL_ERROR)
+        earliest: float | None = None
+        for key in sorted(keys, key=lambda key: key.name in tried) if tried else keys:
+            answer = self._breakers.allow(upstream.policy.key, plan.model, key.name, now)
+            if not isinstance(answer, Rejected):
+                return key, answer
+            earliest = answer.until if earliest is None else min(earliest, answer.until)
+        call.refused_by = f"{upstream.policy.key}/breaker"
+        raise RefusedError(circuit_open(upstream.policy.key, (earliest or now) - now))
+
+    # --- one attempt and what follows
+
+    async def _attempt(self, call: Call, plan: _Plan, grant: Grant) -> Result:
+        done = False
+        try:
+            order = order_for(
+                call,
+                plan.upstream,
+                grant.key,
+                model=plan.model,
+                arm=plan.candidate.arm,
+                max_output_tokens=plan.max_output_tokens,
+            )
+            async with asyncio.timeout_at(call.answer_deadline):
+                result = await attempt(plan.upstream.transport, order)
+            done = True
+            return result
+        except TimeoutError:
+            done = True
+            return Failed(failure=_TOO_LATE)
+        finally:
+            if not done:
+                grant.abandoned()
+
+    def _after(self, journey: _Journey, plan: _Plan, failure: Failure, tried: set[str | None]) -> Step:
+        call = journey.call
+        journey.attempts += 1
+        if not call.replayable:
+            return GiveUp(reason="body_sent")
+        situation = Situation(
+            attempt=journey.attempts,
+            elapsed_seconds=call.clock() - call.started,
+            deadline_seconds=call.answer_deadline - call.started,
+            keys_left=sum(key.name not in tried for key in plan.upstream.keys),
+            next_fallback=journey.next_fallback,
+        )
+        upstream = plan.upstream
+        draw = random.random()  # noqa: S311 - spreads retries in time
+        return next_step(failure, situation, upstream.policy.retry, upstream.retry_budget, draw, call.clock())
+
+
+class _Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is sent to one candidate, whichever attempt it is."""
+
+    candidate: Candidate
+    upstream: Upstream
+    account: Account
+    model: str | None
+    max_output_tokens: int | None
+    ask: Ask
+
+
+class _Journey:
+    """How far a call has come through its candidates, and what to say if none has an answer."""
+
+    __slots__ = ("_last", "attempts", "call", "given_up", "next_fallback")
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.attempts = 0
+        self.given_up = False
+        self.next_fallback = NextFallback.NONE
+        self._last: RefusedError | None = None
+
+    def refused(self, refused: RefusedError) -> None:
+        """Keep the first refusal: it is the one of the target that was meant."""
+        self._last = self._last or refused
+
+    def failed(self, failed: Failed, upstream: Upstream) -> None:
+        """Keep a failure; it says more than a refusal does."""
+        refusal = unanswered(failed.failure, upstream.policy.key)
+        self._last = RefusedError(refusal, failed.failure.outcome, shown=failed.whole)
+        self.call.arm_outcome = self.call.arm_outcome or failed.failure.outcome
+
+    def end(self) -> RefusedError:
+        """Return what ends the call."""
+        return self._last or RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule has nothing to try for this call."))
+
+
+def _next_fallback(candidates: list[Candidate], position: int) -> NextFallback:
+    if position + 1 >= len(candidates):
+        return NextFallback.NONE
+    return NextFallback.STATIC if candidates[position + 1].static_message is not None else NextFallback.UPSTREAM
+
+
+def _static(call: Call, candidate: Candidate) -> Static | None:
+    answer = static_answer(
+        call.endpoint,
+        candidate.static_message or "",
+        model=call.facts.model or "",
+        call_id=call.id,
+        created=int(call.unix_time),
+        stream=call.facts.stream,
+        include_usage=call.facts.include_usage,
+    )
+    return Static(content_type=answer[0], body=answer[1]) if answer is not None and call.generating else None
+
+
+def _smaller(first: int | None, second: int | None) -> int | None:
+    return second if first is None else first if second is None else min(first, second)

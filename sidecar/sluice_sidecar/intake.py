@@ -1,0 +1,77 @@
+"""The first stages of the pipeline: reading what a decision needs, and finding out what the caller can wait for."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from aiohttp import web
+
+from sluice_core.errors import BadRequestError, RefusalCode, refuse
+from sluice_core.records import Outcome
+from sluice_core.request import peek
+from sluice_sidecar.call import Call
+from sluice_sidecar.downstream import MAX_BODY_BYTES, BodyTooLargeError, SlowBodyError
+from sluice_sidecar.errors import RefusedError
+from sluice_sidecar.telemetry.trace import traceparent
+
+_SMALL_BODY_BYTES = 1024 * 1024
+"""JSON up to this size is read whole on every path, so that the call can be repeated."""
+
+
+async def read(call: Call, request: web.BaseRequest) -> None:
+    """Read a JSON body whole, and look into it where something is generated; any other body is left to be streamed.
+
+    Raises:
+        RefusedError: the body is too large, does not arrive, or is no JSON object where one is needed.
+    """
+    if not request.body_exists:
+        return
+    kind = call.fields.first.get("content-type", "").partition(";")[0].strip().lower()
+    looked_into = call.generating and kind in ("application/json", "")
+    length = request.content_length
+    if not looked_into and (length is None or length > _SMALL_BODY_BYTES):
+        call.body_stream = call.downstream.iterate_body()
+        call.request_bytes = length or 0
+        return
+    call.body = await _whole_body(call)
+    call.request_bytes = len(call.body)
+    if not looked_into:
+        return
+    if call.fields.first.get("content-encoding", "identity").lower() != "identity":
+        raise _bad_request("A compressed request body is not accepted here; send it plain.")
+    try:
+        call.facts = peek(call.endpoint, call.body)
+    except BadRequestError as error:
+        raise RefusedError(error.refusal(), Outcome.CLIENT_ERROR) from None
+
+
+async def _whole_body(call: Call) -> bytes:
+    try:
+        return await call.downstream.read_body()
+    except BodyTooLargeError:
+        limit = f"{MAX_BODY_BYTES // (1024 * 1024)} MiB"
+        refusal = refuse(RefusalCode.BODY_TOO_LARGE, f"The request body is larger than {limit}.")
+        raise RefusedError(refusal, Outcome.CLIENT_ERROR) from None
+    except SlowBodyError:
+        raise _bad_request("The request body stopped arriving.") from None
+
+
+def _bad_request(message: str) -> RefusedError:
+    return RefusedError(refuse(RefusalCode.INVALID_REQUEST, message), Outcome.CLIENT_ERROR)
+
+
+def identify(call: Call) -> None:
+    """Note when the call began, which trace it belongs to, and how long the application's SDK waits for it."""
+    call.unix_time = time.time()
+    ids = os.urandom(24).hex()
+    call.traceparent = traceparent(call.fields.first.get("traceparent"), ids[:32], ids[32:])
+
+
+def patience_seconds(call: Call) -> float:
+    """Return how long the application's SDK waits for the first byte of an answer; infinite if it does not say."""
+    try:
+        seconds = float(call.fields.first.get("x-stainless-read-timeout", "inf"))
+    except ValueError:
+        return float("inf")
+    return seconds if seconds > 0 else float("inf")

@@ -1,0 +1,78 @@
+"""What one attempt sends: the application's request with the edits of its rule and arm, under a key of ours."""
+
+from __future__ import annotations
+
+from sluice_core.edits import Edits, rewrite
+from sluice_core.errors import BadRequestError
+from sluice_core.records import Outcome
+from sluice_core.snapshot import ArmPolicy
+from sluice_sidecar.attempt import Order
+from sluice_sidecar.call import Call
+from sluice_sidecar.errors import RefusedError
+from sluice_sidecar.headers import Field
+from sluice_sidecar.upstream import Key, Upstream
+
+_CAPPED = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"})
+_IDENTITY: Field = ("Accept-Encoding", "identity")
+
+
+def order_for(
+    call: Call, upstream: Upstream, key: Key, *, model: str | None, arm: ArmPolicy | None, max_output_tokens: int | None
+) -> Order:
+    """Return the request for one attempt.
+
+    Raises:
+        RefusedError: the body cannot be edited.
+    """
+    facts = call.facts
+    strips_usage = facts.usage_on_request and not facts.include_usage
+    edits = Edits(
+        model=model,
+        instructions=arm.instructions if arm is not None else None,
+        overrides=arm.overrides if arm is not None else {},
+        include_usage=strips_usage,
+        max_output_tokens=max_output_tokens,
+    )
+    body = call.body
+    if call.generating and body is not None:
+        try:
+            body = rewrite(call.endpoint, body, facts, edits)
+        except BadRequestError as error:
+            raise RefusedError(error.refusal(), Outcome.CLIENT_ERROR) from None
+    return Order(
+        method=call.method,
+        url=upstream.base + call.target.suffix,
+        fields=call.fields.with_fields(_our_fields(call, upstream, key)),
+        body=body if call.body_stream is None else call.body_stream,
+        timeouts=upstream.policy.timeouts,
+        endpoint=call.endpoint,
+        reads=call.reads,
+        strips_usage=strips_usage,
+        edited=_edited(facts.model, edits),
+    )
+
+
+def _our_fields(call: Call, upstream: Upstream, key: Key) -> list[Field]:
+    fields = list(upstream.own_fields)
+    if key.secret is not None and not call.keeps_authorization:
+        fields.append(("Authorization", f"Bearer {key.secret.reveal()}"))
+    fields.append(("traceparent", call.traceparent))
+    if "x-client-request-id" not in call.fields.first:
+        fields.append(("X-Client-Request-Id", call.id))
+    if call.reads:
+        fields.append(_IDENTITY)
+    if call.body_stream is not None and (length := call.fields.first.get("content-length")) is not None:
+        fields.append(("Content-Length", length))
+    return fields
+
+
+def _edited(requested: str | None, edits: Edits) -> frozenset[str]:
+    """The members that we set: an upstream that objects to one of them objects to the route or arm, not the caller."""
+    edited = set(edits.overrides)
+    if edits.model is not None and edits.model != requested:
+        edited.add("model")
+    if edits.instructions is not None:
+        edited |= {"instructions", "messages"}
+    if edits.max_output_tokens is not None:
+        edited |= _CAPPED
+    return frozenset(edited)

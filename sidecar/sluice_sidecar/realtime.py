@@ -1,0 +1,120 @@
+"""A WebSocket call: admitted and guarded like any other at its beginning, then relayed message by message."""
+
+from __future__ import annotations
+
+import aiohttp
+import msgspec
+from aiohttp import web
+from msgspec import Raw
+
+from sluice_core.answer import read_usage
+from sluice_core.classify import classify_response
+from sluice_core.errors import RefusalCode, refuse
+from sluice_core.records import Outcome
+from sluice_core.usage import Usage
+from sluice_sidecar.aiohttp_transport import connect_websocket
+from sluice_sidecar.attempt import failure_of
+from sluice_sidecar.call import Call
+from sluice_sidecar.errors import RefusedError
+from sluice_sidecar.grant import Grant
+from sluice_sidecar.guard import Guard
+from sluice_sidecar.refusals import unanswered
+from sluice_sidecar.settle import price
+from sluice_sidecar.steering import Candidate
+from sluice_sidecar.transport import TransportError
+from sluice_sidecar.websocket import MAX_MESSAGE_BYTES, is_handshake_field, protocols, relay
+
+
+class _Response(msgspec.Struct, frozen=True, gc=False):
+    usage: Raw = Raw(b"null")
+
+
+class _Event(msgspec.Struct, frozen=True, gc=False):
+    response: _Response = _Response()
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+
+
+async def serve_websocket(
+    call: Call, request: web.BaseRequest, candidate: Candidate, guard: Guard
+) -> web.StreamResponse:
+    """Open a WebSocket to the upstream, then one to the application, and relay between them.
+
+    Raises:
+        RefusedError: a limit, a breaker or the upstream does not let it begin.
+    """
+    grant = await guard.admit(call, candidate)
+    try:
+        upstream = await _connect(call, request, grant)
+        call.status = 101
+        application = web.WebSocketResponse(
+            protocols=(upstream.protocol,) if upstream.protocol else (),
+            max_msg_size=MAX_MESSAGE_BYTES,
+            autoping=False,
+            autoclose=False,
+        )
+        application.headers["x-sluice-call-id"] = call.id
+        try:
+            await application.prepare(request)
+            await relay(application, upstream, _Meter(call).see)
+        finally:
+            await upstream.close()
+        call.outcome = Outcome.SUCCESS
+        price(call, grant, finished=True)
+        grant.answered(101, call.usage, call.cost_usd_micros)
+        return application
+    finally:
+        price(call, grant, finished=True)
+        grant.abandoned(call.usage, call.cost_usd_micros)
+
+
+async def _connect(call: Call, request: web.BaseRequest, grant: Grant) -> aiohttp.ClientWebSocketResponse:
+    upstream, key = grant.upstream, grant.key
+    ours = list(upstream.own_fields)
+    if key.secret is not None and not call.keeps_authorization:
+        ours.append(("Authorization", f"Bearer {key.secret.reveal()}"))
+    fields = [field for field in call.fields.with_fields(ours) if not is_handshake_field(field[0])]
+    transport = upstream.transport
+    try:
+        return await connect_websocket(
+            transport, upstream.base + call.target.suffix, fields, protocols(request), MAX_MESSAGE_BYTES
+        )
+    except aiohttp.WSServerHandshakeError as error:
+        failure = classify_response(error.status, {}, b"")
+        call.status = error.status
+        if failure is not None:
+            grant.failed(failure)
+        raise RefusedError(
+            refuse(RefusalCode.UPSTREAM_INVALID_RESPONSE, f"The upstream declined the WebSocket with {error.status}.")
+        ) from None
+    except TransportError as error:
+        failure = failure_of(error)
+        grant.failed(failure)
+        raise RefusedError(unanswered(failure, upstream.policy.key), failure.outcome) from None
+
+
+class _Meter:
+    """Adds up the usage that the answers within one WebSocket report."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def see(self, message: str | bytes) -> None:
+        """Take the usage out of a message that ends an answer."""
+        data = message.encode() if isinstance(message, str) else message
+        if b'"response.done"' not in data and b'"response.completed"' not in data:
+            return
+        try:
+            usage = read_usage(_decode_event(data).response.usage)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return
+        if usage is not None:
+            self._call.usage = usage if self._call.usage is None else _sum(self._call.usage, usage)
+
+
+def _sum(first: Usage, second: Usage) -> Usage:
+    pairs = ((name, getattr(first, name) + getattr(second, name)) for name in Usage.__struct_fields__)
+    return Usage(**dict(pairs))

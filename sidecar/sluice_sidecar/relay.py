@@ -1,0 +1,187 @@
+"""Showing an answer to the application: bytes as they come, the upstream slowed by a slow reader, honest endings."""
+
+from __future__ import annotations
+
+from sluice_core.answer import Answer
+from sluice_core.classify import Failure
+from sluice_core.errors import Refusal, RefusalCode, refuse
+from sluice_core.records import Outcome
+from sluice_core.tap import StreamTap
+from sluice_sidecar.attempt import Opaque, Stream, Whole, failure_of, next_event_bytes
+from sluice_sidecar.call import Call
+from sluice_sidecar.downstream import ClientGoneError
+from sluice_sidecar.headers import Field, response_fields
+from sluice_sidecar.transport import TransportError, UpstreamResponse
+
+MAX_DRAINED_BYTES = 64 * 1024 * 1024
+_LENGTH = frozenset({"content-length"})
+
+
+async def relay_whole(call: Call, whole: Whole, extra: list[Field]) -> None:
+    """Send an answer that is in memory."""
+    _answered(call, whole.status, whole.fields)
+    learn(call, whole.answer)
+    fields = response_fields(whole.fields, drop=_LENGTH)
+    try:
+        await call.downstream.send(whole.status, whole.reason, fields + extra, whole.body)
+    except ClientGoneError:
+        call.outcome = call.outcome or Outcome.CLIENT_CLOSED
+
+
+async def relay_opaque(call: Call, opaque: Opaque, extra: list[Field]) -> Failure | None:
+    """Pass an answer on without looking into it; return why it broke off, if it did.
+
+    Raises:
+        ClientGoneError: the application has gone.
+    """
+    response = opaque.response
+    _answered(call, response.status, response.fields)
+    length = _content_length(response.fields)
+    downstream = call.downstream
+    whole = False
+    try:
+        fields = response_fields(response.fields, drop=_LENGTH)
+        downstream.start(response.status, response.reason, fields + extra, length)
+        while chunk := await response.next_chunk():
+            await downstream.write(chunk)
+        downstream.finish()
+        whole = True
+    except TransportError as error:
+        downstream.break_off()
+        return failure_of(error)
+    finally:
+        if whole:
+            response.release()
+        else:
+            response.abort()
+    return None
+
+
+async def relay_stream(call: Call, stream: Stream, extra: list[Field]) -> Failure | None:
+    """Pass a stream of events on; return why it failed, if it did. Nothing of it is ever generated a second time.
+
+    Raises:
+        ClientGoneError: the application has gone, and the rest is not wanted.
+    """
+    response, tap = stream.response, stream.tap
+    _answered(call, response.status, response.fields)
+    if tap.content_seen:
+        call.first_token_at = call.clock()
+    writer = _StreamWriter(call)
+    ended = stream.ended
+    try:
+        drop = _LENGTH | {"content-encoding"} if stream.decoder is not None else _LENGTH
+        await writer.start(response, response_fields(response.fields, drop=drop) + extra, stream.held)
+        while not ended:
+            passed, ended = await next_event_bytes(response, stream.decoder, tap)
+            if call.first_token_at is None and tap.content_seen:
+                call.first_token_at = call.clock()
+            if passed:
+                await writer.write(passed)
+    except TransportError as error:
+        failure = failure_of(error)
+        if not tap.terminal_seen:
+            await writer.fail(failure)
+            return failure
+    finally:
+        learn(call, stream_answer(tap))
+        if ended:
+            response.release()
+        else:
+            response.abort()
+    if tap.failure is not None and not tap.terminal_seen:
+        await writer.fail(tap.failure)
+    else:
+        writer.finish()
+    return tap.failure
+
+
+class _StreamWriter:
+    """Writes events to the application; once it has gone, only counts them, as far as the rule wants them read."""
+
+    __slots__ = ("_call", "_discarded", "_gone", "_last")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._gone = False
+        self._discarded = 0
+        self._last = b""
+
+    async def start(self, response: UpstreamResponse, fields: list[Field], held: bytes) -> None:
+        try:
+            self._call.downstream.start(response.status, response.reason, fields, None)
+        except ClientGoneError:
+            self._leave()
+        if held:
+            await self.write(held)
+
+    async def write(self, chunk: bytes) -> None:
+        self._last = chunk
+        if not self._gone:
+            try:
+                await self._call.downstream.write(chunk)
+            except (ClientGoneError, ConnectionError):
+                self._leave()
+        elif (discarded := self._discarded + len(chunk)) > MAX_DRAINED_BYTES:
+            raise ClientGoneError
+        else:
+            self._discarded = discarded
+
+    def _leave(self) -> None:
+        if not self._call.drains:
+            raise ClientGoneError
+        self._gone = True
+
+    def finish(self) -> None:
+        if not self._gone:
+            self._call.downstream.finish()
+
+    async def fail(self, failure: Failure) -> None:
+        """End with an error event in the endpoint's own shape. There is no `[DONE]` after it."""
+        event = interrupted(failure).event(self._call.endpoint)
+        await self.write(event if self._last.endswith((b"\n\n", b"\r\r", b"\r\n\r\n")) else b"\n\n" + event)
+        self.finish()
+
+
+def interrupted(failure: Failure) -> Refusal:
+    """Return what an application is told when a stream breaks off after it has begun."""
+    return refuse(
+        RefusalCode.STREAM_INTERRUPTED,
+        f"The upstream's stream broke off before its end ({failure.code or failure.outcome.value}); "
+        "what has been received is incomplete.",
+    )
+
+
+def stream_answer(tap: StreamTap) -> Answer:
+    """Return what a stream said about itself so far."""
+    return Answer(
+        usage=tap.usage,
+        served_model=tap.served_model,
+        service_tier=tap.service_tier,
+        finish_reason=tap.finish_reason,
+        response_id=tap.response_id,
+    )
+
+
+def learn(call: Call, answer: Answer) -> None:
+    """Take what an answer said about itself into the call."""
+    call.usage = answer.usage
+    call.served_model = answer.served_model
+    call.service_tier = answer.service_tier
+    call.finish_reason = answer.finish_reason
+    call.response_id = answer.response_id
+
+
+def _answered(call: Call, status: int, fields: list[Field]) -> None:
+    call.status = status
+    for name, value in fields:
+        if name.lower() == "x-request-id":
+            call.upstream_request_id = value
+            return
+
+
+def _content_length(fields: list[Field]) -> int | None:
+    for name, value in fields:
+        if name.lower() == "content-length" and value.isascii() and value.isdigit():
+            return int(value)
+    return None

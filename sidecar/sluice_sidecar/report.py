@@ -1,0 +1,131 @@
+"""What a sidecar says about itself: to the control plane, on the status page, in the gauges of its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from sluice_core.rollout.counts import ArmCounts
+from sluice_core.sync import BreakerGauge, PodRef, SyncRequest
+from sluice_sidecar.telemetry.metrics import Reading
+
+if TYPE_CHECKING:
+    from sluice_sidecar.governor import Governor
+
+MAX_BREAKERS = 256
+MAX_COUNTS = 256
+
+
+def build_report(governor: Governor, sequence: int, *, stopping: bool) -> SyncRequest:
+    """Return the report of this moment. All counts are cumulative since the process began."""
+    settings = governor.settings
+    now = governor.clock()
+    return SyncRequest(
+        pod=PodRef(namespace=settings.namespace, name=settings.pod_name, uid=settings.pod_uid),
+        instance=governor.instance,
+        sequence=sequence,
+        revision=governor.revision,
+        config_error=governor.source.error[:1024],
+        demands=governor.admission.demands(now)[:1024],
+        counts=_counts(governor)[:MAX_COUNTS],
+        gauges=governor.admission.gauges(now)[:256],
+        breakers=_breakers(governor),
+        stopping=stopping,
+    )
+
+
+def _counts(governor: Governor) -> tuple[ArmCounts, ...]:
+    return tuple(counter.export() for counter in governor.counters.values())
+
+
+def _breakers(governor: Governor) -> tuple[BreakerGauge, ...]:
+    return tuple(
+        BreakerGauge(upstream=upstream, model=(model or "")[:512], credential=credential or "", state=state.value)
+        for (upstream, model, credential), state, _ in list(governor.breakers.not_closed())[:MAX_BREAKERS]
+    )
+
+
+def status(governor: Governor) -> dict[str, Any]:
+    """Return the status page. Nothing on it is secret."""
+    now = governor.clock()
+    sync = governor.sync
+    return {
+        "ready": not governor.not_ready_because(),
+        "reason": governor.not_ready_because(),
+        "revision": governor.revision,
+        "configError": governor.source.error,
+        "labels": governor.labels.labels,
+        "instance": governor.instance,
+        "inFlight": governor.in_flight,
+        "waiting": len(governor.gate.line),
+        "upstreams": {
+            key: {"baseURL": each.base, "keys": [key.name for key in each.keys if key.name], "inUse": each.in_use}
+            for key, each in governor.upstreams.items()
+        },
+        "breakers": [
+            {
+                "upstream": upstream,
+                "model": model,
+                "credential": credential,
+                "state": state.value,
+                "opensForSeconds": round(max(0.0, until - now), 1),
+            }
+            for (upstream, model, credential), state, until in list(governor.breakers.not_closed())[:MAX_BREAKERS]
+        ],
+        "limits": governor.admission.demands(now),
+        "allocations": governor.admission.gauges(now),
+        "arms": _counts(governor),
+        "recordsDropped": governor.records.dropped,
+        "sync": None
+        if sync is None
+        else {
+            "error": sync.error,
+            "secondsSinceSuccess": None if sync.last_success is None else round(now - sync.last_success, 1),
+        },
+    }
+
+
+_STATES = {"Closed": 0.0, "HalfOpen": 1.0, "Open": 2.0}
+
+
+def readings(governor: Governor) -> Iterable[Reading]:
+    """Return the gauges, read at the time of the scrape."""
+    now = governor.clock()
+    board = list(governor.breakers.not_closed())[:MAX_BREAKERS]
+    known = governor.metrics.known_models
+    states: dict[tuple[str, ...], float] = {}
+    for (upstream, model, credential), state, _ in board:
+        label = "" if model is None else model if model in known else "other"
+        place = (upstream, label, credential or "")
+        states[place] = max(states.get(place, 0.0), _STATES[state.value])
+    gauges = governor.admission.gauges(now)
+    names = [(each.quota, each.allocation) for each in gauges]
+    yield (
+        "sluice_breaker_state",
+        "Breakers that are not closed: 1 half-open, 2 open.",
+        ("upstream", "model", "credential"),
+        list(states.items()),
+    )
+    for name, text, values in (
+        ("sluice_queue_depth", "Calls waiting in line.", [each.waiting for each in gauges]),
+        ("sluice_window_requests", "Requests admitted in the last minute.", [each.used_requests for each in gauges]),
+        ("sluice_window_tokens", "Tokens admitted in the last minute.", [each.used_tokens for each in gauges]),
+    ):
+        yield (
+            name,
+            text,
+            ("quota", "allocation"),
+            [(label, float(value)) for label, value in zip(names, values, strict=True)],
+        )
+    yield "sluice_in_flight", "Calls in flight.", (), [((), float(governor.in_flight))]
+    yield "sluice_policy_info", "The policy in force.", ("revision",), [((governor.revision,), 1.0)]
+    yield "sluice_policy_good", "Whether the newest policy was accepted.", (), [((), float(not governor.source.error))]
+    yield "sluice_policy_reloads_total", "Policies put into force.", (), [((), float(governor.reloads))]
+    yield "sluice_policy_rejections_total", "Policies rejected.", (), [((), float(governor.source.rejected))]
+    yield "sluice_records_dropped_total", "Decision records lost.", (), [((), float(governor.records.dropped))]
+    yield "sluice_sync_healthy", "Whether the sync channel works.", (), [((), _sync_healthy(governor))]
+
+
+def _sync_healthy(governor: Governor) -> float:
+    sync = governor.sync
+    return float(sync is not None and sync.last_success is not None and not sync.error)

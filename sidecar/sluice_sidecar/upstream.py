@@ -1,0 +1,82 @@
+"""One upstream in force: its address, connections, keys, prices and retry budget."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sluice_core.pricing import PriceBook
+from sluice_core.retry import RetryBudget
+from sluice_core.snapshot import UpstreamPolicy
+from sluice_sidecar.aiohttp_transport import AiohttpTransport
+from sluice_sidecar.credentials import Credentials, Secret
+from sluice_sidecar.headers import Field
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """One key of an upstream, by name. Both are None for an upstream that needs none."""
+
+    name: str | None = None
+    secret: Secret | None = None
+
+
+NO_KEY = Key()
+
+
+class Upstream:
+    """The live state of one upstream. It survives a change of policy while address and authority stay the same."""
+
+    __slots__ = (
+        "_credentials",
+        "_keys",
+        "base",
+        "in_use",
+        "own_fields",
+        "policy",
+        "prices",
+        "retry_budget",
+        "transport",
+    )
+
+    def __init__(self, policy: UpstreamPolicy, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self.transport = AiohttpTransport(policy.ca_bundle)
+        self.retry_budget = RetryBudget(policy.retry.budget_percent)
+        self.in_use = 0
+        self.configure(policy)
+
+    def takes(self, policy: UpstreamPolicy) -> bool:
+        """Tell whether this policy can be put into force on the connections there are."""
+        return (policy.base_url, policy.ca_bundle) == (self.policy.base_url, self.policy.ca_bundle)
+
+    def configure(self, policy: UpstreamPolicy) -> None:
+        """Put a policy into force. Connections and the retry budget go on."""
+        self.policy = policy
+        self.base = policy.base_url.rstrip("/")
+        self.prices = PriceBook.from_data(overrides=policy.prices)
+        self.own_fields = _own_fields(policy)
+        self.retry_budget.configure(policy.retry.budget_percent)
+        self.refresh_keys()
+
+    def refresh_keys(self) -> None:
+        """Take the keys from the mounted files again."""
+        found = (
+            Key(name=each.name, secret=secret)
+            for each in self.policy.credentials
+            if (secret := self._credentials.get(each.file)) is not None
+        )
+        self._keys = tuple(found) if self.policy.credentials else (NO_KEY,)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Return the keys there are, in the order in which they are tried; none if all files are missing."""
+        return self._keys
+
+
+def _own_fields(policy: UpstreamPolicy) -> list[Field]:
+    """The header fields that the upstream's policy adds to every call."""
+    fields = [(each.name, each.value) for each in policy.headers]
+    if policy.organization is not None:
+        fields.append(("OpenAI-Organization", policy.organization))
+    if policy.project is not None:
+        fields.append(("OpenAI-Project", policy.project))
+    return fields
