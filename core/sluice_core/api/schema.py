@@ -39,11 +39,11 @@ def status_schema(kind: type[Value]) -> Schema:
 
 
 def with_defaults(schema: Mapping[str, Any], value: Any) -> Any:
-    """Return the value as the API server completes it: defaults at every depth, also in place of nulls."""
+    """Return the value as the API server completes it: defaults at every depth, absent objects included."""
     if isinstance(value, dict) and "properties" in schema:
         completed = dict(value)
         for name, inner in schema["properties"].items():
-            if completed.get(name) is not None:
+            if name in completed:
                 completed[name] = with_defaults(inner, completed[name])
             elif "default" in inner:
                 completed[name] = inner["default"]

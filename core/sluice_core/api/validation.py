@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sluice_core.api.base import API_VERSION, Value
 from sluice_core.api.crd import BY_NAME, schema
+from sluice_core.api.manifests import without_nulls
 from sluice_core.api.schema import LIST_TYPE, PRESERVE, RULES, Schema, with_defaults
 
 Evaluate = Callable[[str, Any], bool]
@@ -50,9 +51,9 @@ def validate(manifest: Mapping[str, Any], evaluate: Evaluate) -> tuple[FieldErro
     found = [*_metadata_errors(manifest.get("metadata"))]
     found += [_unknown(name) for name in manifest if name not in _ROOT_FIELDS]
     spec_schema: Schema = _schema(kind.name)["properties"]["spec"]
-    if "spec" not in manifest:
+    if manifest.get("spec") is None:
         return (*found, FieldError(path="spec", message="Required value"))
-    spec = with_defaults(spec_schema, manifest["spec"])
+    spec = with_defaults(spec_schema, without_nulls(manifest["spec"]))
     errors = [*_schema_errors(spec_schema, spec, "spec")]
     if not errors:  # as the API server does: rules over a malformed object would say nothing useful
         errors = [*_rule_errors(spec_schema, spec, "spec", evaluate)]
