@@ -176,6 +176,17 @@ class Strategy(Value, frozen=True, kw_only=True):
         ),
     ] = ()
     blue_green: Annotated[BlueGreen | None, Meta(description="Settings of BlueGreen.")] = None
+    watch_seconds: (
+        Annotated[
+            int,
+            Meta(
+                ge=0,
+                le=2_592_000,
+                description="Watch after a Canary's last step: harm still takes the candidate back. Default by preset.",
+            ),
+        ]
+        | None
+    ) = None
     step_deadline_seconds: Annotated[
         int, Meta(ge=1, le=2_592_000, description="Longest stay on a step without a verdict.")
     ] = 3600

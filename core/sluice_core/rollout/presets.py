@@ -112,9 +112,10 @@ def resolve(spec: CanarySplitSpec) -> RolloutRules:
     analysis = spec.analysis
     strategy = spec.strategy
     blue_green = (strategy.blue_green or BlueGreen()) if strategy.type is StrategyType.BLUE_GREEN else None
+    watch_seconds = defaults.watch_seconds if strategy.watch_seconds is None else strategy.watch_seconds
     return RolloutRules(
         steps=_blue_green_steps(blue_green) if blue_green else _canary_steps(strategy.steps, defaults),
-        watch_seconds=blue_green.watch_seconds if blue_green else defaults.watch_seconds,
+        watch_seconds=blue_green.watch_seconds if blue_green else watch_seconds,
         watch_requests=defaults.min_requests,
         step_deadline_seconds=strategy.step_deadline_seconds,
         on_inconclusive=strategy.on_inconclusive,
