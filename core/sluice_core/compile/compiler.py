@@ -11,7 +11,7 @@ from sluice_core.api.manifests import AnyResource
 from sluice_core.api.modelroute import ModelRoute
 from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.api.upstream import Upstream
-from sluice_core.compile.quotas import PodsByNamespace, Quota, check_pods, compile_quotas
+from sluice_core.compile.quotas import PodsByNamespace, Quota, check_pods, compile_quotas, without_alert_urls
 from sluice_core.compile.routes import check_selection, compile_route, precedence
 from sluice_core.compile.splits import compile_splits
 from sluice_core.compile.upstreams import NamespaceLabels, UpstreamIndex, compile_upstream
@@ -80,22 +80,24 @@ def compile_namespaces(
     routes = _compile_routes(by_kind, upstreams, pods, report)
 
     used = {namespace: _used(namespace, upstreams, routes.get(namespace, ())) for namespace in namespaces}
-    counts: dict[str, dict[str, int]] = {}
-    for key, quota in quotas.items():
-        concerned = {name: labels for name, labels in (pods or {}).items() if key in used.get(name, ())}
-        counts[key] = quota.pods_by_allocation(concerned)
-        if pods is not None:
-            check_pods(quota, counts[key], report)
-
+    wholes = _size(quotas, used, pods, report)
+    for_pods = {key: without_alert_urls(whole) for key, whole in wholes.items()}
     snapshots = {
-        namespace: _snapshot(namespace, used[namespace], upstreams, quotas, counts, routes.get(namespace, ()))
+        namespace: seal(
+            Snapshot(
+                namespace=namespace,
+                upstreams=tuple(upstreams.policies[key] for key in sorted(used[namespace])),
+                quotas=tuple(quotas[key].cut(for_pods[key], namespace) for key in sorted(used[namespace])),
+                routes=routes.get(namespace, ()),
+            )
+        )
         for namespace in sorted(namespaces)
     }
     return Compiled(
         snapshots=snapshots,
         problems=report.problems(),
         upstreams=tuple(upstreams.policies.values()),
-        quotas=tuple(quotas[key].policy(None, counts[key]) for key in sorted(quotas)),
+        quotas=tuple(wholes.values()),
         consumers=_consumers(upstreams, quotas, routes),
     )
 
@@ -135,22 +137,18 @@ def _used(namespace: str, upstreams: UpstreamIndex, routes: Iterable[RoutePolicy
     return frozenset(own.union(*_references(routes)))
 
 
-def _snapshot(
-    namespace: str,
-    used: frozenset[str],
-    upstreams: UpstreamIndex,
-    quotas: Mapping[str, Quota],
-    counts: Mapping[str, Mapping[str, int]],
-    routes: tuple[RoutePolicy, ...],
-) -> Snapshot:
-    return seal(
-        Snapshot(
-            namespace=namespace,
-            upstreams=tuple(upstreams.policies[key] for key in sorted(used)),
-            quotas=tuple(quotas[key].policy(namespace, counts[key]) for key in sorted(used)),
-            routes=routes,
-        )
-    )
+def _size(
+    quotas: Mapping[str, Quota], used: Mapping[str, frozenset[str]], pods: PodsByNamespace | None, report: Report
+) -> dict[str, QuotaPolicy]:
+    """Return the whole of each quota, sized by the pods that use its upstream."""
+    wholes: dict[str, QuotaPolicy] = {}
+    for key in sorted(quotas):
+        concerned = {name: labels for name, labels in (pods or {}).items() if key in used.get(name, ())}
+        counts = quotas[key].pods_by_allocation(concerned)
+        if pods is not None:
+            check_pods(quotas[key], counts, report)
+        wholes[key] = quotas[key].policy(counts)
+    return wholes
 
 
 def _consumers(

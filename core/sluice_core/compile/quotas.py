@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zoneinfo
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -50,25 +51,32 @@ class Quota:
         counts: dict[str, int] = {}
         for namespace in pods:
             allocations = self.allocations(namespace)
-            for labels in pods[namespace]:
+            alike = Counter(frozenset(labels.items()) for labels in pods[namespace])
+            for labels, number in alike.items():
                 own = dict(labels)
                 name = next(each.name for each in allocations if each.workloads.matches(own))
-                counts[name] = counts.get(name, 0) + 1
+                counts[name] = counts.get(name, 0) + number
         return counts
 
-    def policy(self, namespace: str | None, counts: Mapping[str, int]) -> QuotaPolicy:
-        """Return the quota as pods of one namespace see it; of None, the whole of it, for whoever shares it out."""
-        whole = QuotaPolicy(
+    def policy(self, counts: Mapping[str, int]) -> QuotaPolicy:
+        """Return the whole of the quota, for whoever shares it out; `counts` are the pods of each allocation."""
+        return QuotaPolicy(
             key=self.key,
             upstream=self._upstream.key,
             store=self._spec.store,
             budget=self._spec.budget,
             allocations=tuple(
                 self._allocation(each, rounded_up(counts.get(each.name, 0)))
-                for each in ([*self.named, self._unallocated()] if namespace is None else self.allocations(namespace))
+                for each in (*self.named, self._unallocated())
             ),
         )
-        return whole if namespace is None else _without_alert_urls(whole)
+
+    def cut(self, whole: QuotaPolicy, namespace: str) -> QuotaPolicy:
+        """Return of the whole what concerns the pods of one namespace."""
+        names = {each.name for each in self.allocations(namespace)}
+        return msgspec.structs.replace(
+            whole, allocations=tuple(each for each in whole.allocations if each.name in names)
+        )
 
     def _unallocated(self) -> Allocation:
         # Pods that no other allocation selects have no guaranteed share: they live on what others leave idle.
@@ -89,7 +97,7 @@ class Quota:
         )
 
 
-def _without_alert_urls(quota: QuotaPolicy) -> QuotaPolicy:
+def without_alert_urls(quota: QuotaPolicy) -> QuotaPolicy:
     """Return what pods may know: an alert's address often carries a token, and only the operator calls it."""
 
     def silent(budget: Budget | None) -> Budget | None:
