@@ -24,7 +24,7 @@ from sluice_operator.world import World
 
 Json = dict[str, Any]
 RESTART_SECONDS: Final = 5.0
-EXIT_SECONDS: Final = 5.0
+EXIT_SECONDS: Final = 3.0
 RETRY_SECONDS: Final = 1.0
 
 _log = structlog.get_logger()
@@ -47,9 +47,11 @@ class Observer:
         self._clock = clock
         self._resync_seconds = resync_seconds
         self.changed = changed or asyncio.Event()
+        self.watched = False
 
     def take(self, type_: ResourceType, event_type: str | None, raw: Json) -> None:
         """Take in one event of a watch. An object that cannot be read at all is told of and passed over."""
+        self.watched = True
         try:
             if event_type == "DELETED":
                 significant = self._world.remove(type_, raw, self._clock())
@@ -74,10 +76,20 @@ class Observer:
                 self.changed.set()
 
     async def run(self) -> None:
-        """List for ever, soon at first, then at the pace of a safety net."""
+        """List for ever: at the pace of a safety net, or in place of the watches as long as there are none.
+
+        kopf looks at every API group first, so one broken extension of the API server keeps all its watches away.
+        """
         while True:
             await self.relist()
-            await asyncio.sleep(self._resync_seconds if self._world.complete else RETRY_SECONDS)
+            if not self._world.complete:
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                await asyncio.sleep(self._resync_seconds if self.watched else RESTART_SECONDS)
+
+    def lose_watches(self) -> None:
+        """Learn that no events will come for now."""
+        self.watched = False
 
 
 def kopf_settings() -> kopf.OperatorSettings:
@@ -140,6 +152,7 @@ class Watches:
                 )
             except Exception as error:  # noqa: BLE001 -- the root of the thread: told, and started anew
                 _log.warning("watches_ended", error=type(error).__name__)
+                home.call_soon_threadsafe(self._observer.lose_watches)
             self._stop.wait(RESTART_SECONDS)
 
     def _registry(self, home: asyncio.AbstractEventLoop) -> kopf.OperatorRegistry:

@@ -50,5 +50,7 @@ NAMESPACE_RULES: Final[tuple[Rule, ...]] = (
         "resourceNames": ["sluice-operator"],
         "verbs": ["get", "update"],
     },
+    # keeps the certificates of the sync server; creating and reading Secrets is allowed above
+    {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["sluice-certificates"], "verbs": ["update"]},
 )
-"""Rules of the Role in the operator's own namespace: leadership."""
+"""Rules of the Role in the operator's own namespace: leadership, and its own certificates."""

@@ -10,7 +10,7 @@ import asyncio
 import copy
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import kmock
@@ -22,7 +22,17 @@ from kubernetes.aio.client import Configuration
 from sluice_operator.certificates_keeper import WEBHOOKS
 from sluice_operator.cluster import Cluster
 from sluice_operator.injector_cluster import NODES
-from sluice_operator.kinds import CONFIG_MAPS, EVENTS, LEASES, NAMESPACES, PODS, SECRETS, SLUICE_KINDS, ResourceType
+from sluice_operator.kinds import (
+    CONFIG_MAPS,
+    EVENTS,
+    LEASES,
+    NAMESPACES,
+    PODS,
+    SECRETS,
+    SLUICE_KINDS,
+    TOKEN_REVIEWS,
+    ResourceType,
+)
 
 Json = dict[str, Any]
 Key = tuple[str, str, str]
@@ -61,6 +71,7 @@ class ApiServer(kmock.KubernetesScaffold):
         self.reviews: dict[str, Json] = {}
         self.writes: list[tuple[str, str]] = []
         self.status_types: dict[str, Any] = {}
+        self.rules: list[tuple[str | None, Json]] | None = None
         for type_ in SERVED.values():
             group = f"{type_.api_version}/{type_.plural}"
             self.resources[group] = {
@@ -153,6 +164,7 @@ class ApiServer(kmock.KubernetesScaffold):
             found = self.stored.get(("namespaces", "", name))
             return web.json_response(found) if found else RefusalError(404, "NotFound").response
         if resource is not None and resource.plural == "tokenreviews":
+            self._authorize(TOKEN_REVIEWS, request)
             return web.json_response(self._review(request.data), status=201)
         if resource is None or resource.plural not in SERVED:
             return await super()._handle(request)
@@ -161,8 +173,36 @@ class ApiServer(kmock.KubernetesScaffold):
         except RefusalError as refusal:
             return refusal.response
 
+    def enforce(self, cluster_rules: Iterable[Json], namespace: str, namespace_rules: Iterable[Json]) -> None:
+        """Allow from now on what these RBAC rules allow, and nothing else."""
+        self.rules = [(None, rule) for rule in cluster_rules] + [(namespace, rule) for rule in namespace_rules]
+
+    def _authorize(self, type_: ResourceType, request: kmock.Request) -> None:
+        if self.rules is None:
+            return
+        name = request.name or request.params.get("fieldSelector", "").removeprefix("metadata.name=")
+        verbs = {"GET": "get" if request.name else "list", "POST": "create", "PUT": "update", "PATCH": "patch"}
+        wanted = {verbs.get(request.method.value, "delete")}
+        if request.params.get("watch"):
+            wanted = {"watch"}
+        key = (type_.plural, request.namespace or "", request.name or "")
+        if request.method.value == "PATCH" and key not in self.stored:
+            wanted.add("create")  # server-side apply of something new needs both
+        resource = f"{type_.plural}/{request.subresource}" if request.subresource else type_.plural
+        for verb in wanted:
+            if not any(
+                namespace in (None, request.namespace)
+                and type_.group in rule["apiGroups"]
+                and resource in rule["resources"]
+                and verb in rule["verbs"]
+                and ("resourceNames" not in rule or name in rule["resourceNames"])
+                for namespace, rule in self.rules
+            ):
+                raise RefusalError(403, "Forbidden", f"cannot {verb} {resource} {name}")
+
     async def _serve(self, type_: ResourceType, request: kmock.Request) -> web.StreamResponse:
         method = request.method.value.upper()
+        self._authorize(type_, request)
         key = (type_.plural, request.namespace or "", request.name or "")
         if method != "GET":
             self.writes.append((method, request.url.path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -13,11 +14,20 @@ from kubernetes.aio.client import Configuration
 from sluice_core.snapshot import decode
 from sluice_operator.app import Operator
 from sluice_operator.kinds import CONFIG_MAPS, LEASES, MODEL_ROUTES, NAMESPACES, UPSTREAMS
+from sluice_operator.observe import Observer
+from sluice_operator.permissions import CLUSTER_RULES, NAMESPACE_RULES
 from sluice_operator.settings import Settings
+from sluice_operator.world import World
 
 
 def route(model: str) -> dict[str, object]:
     return {"rules": [{"name": "default", "targets": [{"upstreamRef": {"name": "openai"}, "model": model}]}]}
+
+
+@pytest.fixture(autouse=True)
+def rbac(api) -> None:
+    """Everything here works with the permissions that the chart gives, and not one more."""
+    api.enforce(CLUSTER_RULES, "sluice-system", NAMESPACE_RULES)
 
 
 @pytest.fixture
@@ -48,6 +58,7 @@ async def running(configuration: Configuration, name: str = "a", **values) -> As
     task = asyncio.create_task(operator.run(stop))
     try:
         yield operator
+        await eventually(lambda: operator.observer.watched)  # kopf does not end well while it is still beginning
     finally:
         stop.set()
         await task
@@ -89,6 +100,20 @@ async def test_a_standby_serves_policy_writes_nothing_and_takes_over(configurati
         await eventually(lambda: standby.leadership.leading)
         api.put(MODEL_ROUTES, "chat", "team", spec=route("gpt-4.1-mini"))
         await eventually(lambda: model_in_force(api) == "gpt-4.1-mini")
+
+
+async def test_without_watches_the_listings_do(cluster, api, team, monkeypatch):
+    """As long as no event comes the observer lists every few seconds; once events come, at the resync's pace."""
+    monkeypatch.setattr("sluice_operator.observe.RESTART_SECONDS", 0.05)
+    observer = Observer(World(), cluster, clock=time.monotonic, resync_seconds=600)
+    task = asyncio.create_task(observer.run())
+    await eventually(lambda: len([each for each in api if "/modelroutes" in each.url.path]) >= 3)
+    observer.take(MODEL_ROUTES, None, api.object(MODEL_ROUTES, "chat", "team"))
+    assert observer.watched
+    observer.lose_watches()
+    assert not observer.watched
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_probes_and_metrics_tell_what_the_operator_does(configuration, api, team):

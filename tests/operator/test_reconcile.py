@@ -30,6 +30,7 @@ from sluice_operator.kinds import (
     UPSTREAMS,
 )
 from sluice_operator.observe import Observer
+from sluice_operator.permissions import CLUSTER_RULES, NAMESPACE_RULES
 from sluice_operator.reconcile import Reconciler
 from sluice_operator.sync import PolicyBoard
 from sluice_operator.world import World
@@ -60,6 +61,12 @@ class Operator:
         self.clock.advance(11)
         await self.observer.relist()
         await self.reconciler.lead()
+
+
+@pytest.fixture(autouse=True)
+def rbac(api) -> None:
+    """Everything here works with the permissions that the chart gives, and not one more."""
+    api.enforce(CLUSTER_RULES, "sluice-system", NAMESPACE_RULES)
 
 
 @pytest.fixture
