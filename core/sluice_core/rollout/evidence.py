@@ -145,7 +145,7 @@ class Evidence(Value, frozen=True, kw_only=True):
     step_requests: Pair = (0, 0)
 
 
-_encoder: Final = msgspec.json.Encoder(order="deterministic")
+_encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Evidence)
 
 

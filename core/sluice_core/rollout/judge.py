@@ -124,7 +124,7 @@ def judge(evidence: Evidence, rules: RolloutRules, step: StepRule) -> Judgement:
     )
     mismatch = _share_mismatch(evidence, step)
     verdict, reason = _combine(metrics, step, needed)
-    if verdict in {Verdict.PASS, Verdict.INCONCLUSIVE} and degraded:
+    if verdict in {Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.ERROR} and degraded:
         verdict = Verdict.INCONCLUSIVE
         reason = f"the stable arm fails too: {_arms('error rate', evidence, rules)}; holding until it recovers"
     elif verdict is Verdict.PASS and mismatch:
