@@ -25,6 +25,7 @@ class Reason(StrEnum):
     FALLBACK_UNREACHABLE = "FallbackUnreachable"  # warning: a fixed answer before it always succeeds
     RULE_UNREACHABLE = "RuleUnreachable"  # warning: an earlier rule takes every call
     ROUTES_OVERLAP = "RoutesOverlap"  # warning: the name decides which of two equally specific routes goes first
+    APPLICATION_KEY_SHARED = "ApplicationKeyShared"  # warning: the application's own key goes to several hosts
     NOBODY_SELECTED = "NobodySelected"  # warning: no injected pod has such labels
     QUOTA_CONFLICT = "QuotaConflict"  # error, the whole quota: another one shares out the same upstream
     NOT_OWNED = "NotOwned"  # error, the whole quota: it is not in its upstream's namespace

@@ -210,6 +210,10 @@ STRATEGY_RULES = rules(
         "steps are only used by type Canary",
     ),
     ("self.type == 'BlueGreen' || !has(self.blueGreen)", "blueGreen is only used by type BlueGreen"),
+    (
+        "self.type == 'Canary' || !has(self.watchSeconds)",
+        "watchSeconds is only used by type Canary; BlueGreen has blueGreen.watchSeconds",
+    ),
 )
 
 

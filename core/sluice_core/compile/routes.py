@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sluice_core.api.modelroute import Fallback, ModelRoute, RouteRule
+from sluice_core.api.modelroute import Authorization, Fallback, ModelRoute, RouteRule
 from sluice_core.compile.selectors import overlap, selects_any, specificity
 from sluice_core.compile.upstreams import UpstreamIndex
 from sluice_core.problems import Reason, Report, ResourceId
@@ -57,6 +57,8 @@ def _compile_rule(
         remaining = f"its fallback {targets[0].upstream} serves" if targets else "its calls are refused"
         message = f"no target of rule {rule.name} can be used, so {remaining}; mend one of its upstreamRefs"
         report.error(resource, Reason.NO_TARGET_LEFT, f"{path}.targets", message)
+    if rule.authorization is Authorization.APPLICATION:
+        _check_hosts([*targets, *fallbacks], resource, path, upstreams, report)
     return RulePolicy(
         name=rule.name,
         match=rule.match,
@@ -67,6 +69,23 @@ def _compile_rule(
         on_client_disconnect=rule.on_client_disconnect,
         split=split,
     )
+
+
+def _check_hosts(
+    served: Sequence[TargetPolicy | FallbackPolicy],
+    resource: ResourceId,
+    path: str,
+    upstreams: UpstreamIndex,
+    report: Report,
+) -> None:
+    urls = (upstreams.policies[each.upstream].base_url for each in served if each.upstream is not None)
+    hosts = sorted({"/".join(url.split("/", 3)[:3]) for url in urls})
+    if len(hosts) > 1:
+        message = (
+            f"the application's own key is sent to all of {', '.join(hosts)}; "
+            "use authorization: Upstream, or upstreams of one provider"
+        )
+        report.warning(resource, Reason.APPLICATION_KEY_SHARED, f"{path}.authorization", message)
 
 
 def _promoted(fallbacks: tuple[FallbackPolicy, ...]) -> tuple[list[TargetPolicy], tuple[FallbackPolicy, ...]]:

@@ -294,6 +294,13 @@ def test_shares_above_the_whole_are_cut_in_proportion() -> None:
     assert Reason.SHARES_EXCEED_WHOLE in reasons(result, "QuotaAllocation", "q")
 
 
+def test_an_allocation_cannot_take_a_name_that_is_taken() -> None:
+    """Neither twice nor that of the pods that are left over, even if the schema was got round."""
+    result = compiled(upstream(tier="Tier1"), quota("q", {"name": "a"}, {"name": "a"}, {"name": UNALLOCATED}))
+    assert [each.name for each in result.quotas[0].allocations] == ["a", UNALLOCATED]
+    assert reasons(result, "QuotaAllocation", "q") == [Reason.ALLOCATION_NAME_TAKEN] * 2
+
+
 def test_the_safe_share_is_sized_by_the_pods_of_all_namespaces() -> None:
     """More pods, smaller parts; a pod more or less within a power of two changes nothing."""
 

@@ -1,0 +1,68 @@
+"""A status as it is written is one that the API server takes: of the schema's shape, and within its bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from sluice_core.api import crd
+from sluice_core.api.base import Condition, ConditionStatus, Status
+from sluice_core.api.canarysplit import ArmSpec
+from sluice_core.api.canarysplit_status import (
+    ArmFigures,
+    CanarySplitStatus,
+    MetricStatus,
+    Phase,
+    RolloutRecord,
+    Verdict,
+    WebhookStatus,
+)
+from sluice_core.api.modelroute import ModelRouteStatus
+from sluice_core.api.quotaallocation import AllocationStatus, QuotaAllocationStatus
+from sluice_core.api.schema import status_schema
+from sluice_core.api.upstream import Limits, UpstreamStatus
+from sluice_core.api.validation import _schema_errors
+
+READY = Condition(
+    type="Ready",
+    status=ConditionStatus.TRUE,
+    reason="InForce",
+    message="All pods run this.",
+    last_transition_time="2026-01-01T00:00:00Z",
+    observed_generation=2,
+)
+COMMON: dict[str, Any] = {"conditions": (READY,), "observed_generation": 2}
+ARM = ArmSpec(version="v1", overrides={"temperature": 0.5, "stop": ["END"], "metadata": {"a": 1}})
+
+STATUSES: list[tuple[str, Status]] = [
+    *[(kind.name, kind.status()) for kind in crd.KINDS],
+    ("Upstream", UpstreamStatus(**COMMON, credentials="2/2", effective_limits=Limits(requests_per_minute=0))),
+    ("QuotaAllocation", QuotaAllocationStatus(**COMMON, allocations=(AllocationStatus(name="chat", pods=2),))),
+    ("ModelRoute", ModelRouteStatus(**COMMON, pods=3, synced_pods="3/3")),
+    (
+        "CanarySplit",
+        CanarySplitStatus(
+            **COMMON,
+            phase=Phase.PROGRESSING,
+            weight=25,
+            stable=ArmFigures(version="v1", requests=10, p95_milliseconds=800),
+            candidate=ArmFigures(version="v2"),
+            verdict=Verdict.INSUFFICIENT_DATA,
+            metrics=(MetricStatus(name="errorRate"),),
+            webhooks=(WebhookStatus(name="quality", answer="Wait"),),
+            stable_arm=ARM,
+            previous_arm=ARM,
+            consumed_requests={"promote": "token"},
+            history=(RolloutRecord(revision="abc-1", result="Promoted"),),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "status"), STATUSES)
+def test_a_status_fits_its_schema(kind: str, status: Status) -> None:
+    """Nothing that the operator writes is refused or silently dropped."""
+    written = msgspec.json.decode(msgspec.json.encode(status))
+    assert list(_schema_errors(status_schema(crd.BY_NAME[kind].status), written, "status")) == []
