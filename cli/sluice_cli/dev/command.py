@@ -8,9 +8,7 @@ import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from sluice_cli.dev.folder import ManifestFileError
 from sluice_cli.dev.session import Session
@@ -18,7 +16,7 @@ from sluice_cli.dev.sidecars import SidecarError
 from sluice_cli.dev.upstreams import MockUpstreams, RealUpstreams, Upstreams
 from sluice_cli.dev.view import Decisions, Screen, Section
 from sluice_cli.dev.workloads import Workload, parse_workload
-from sluice_cli.tables import table
+from sluice_cli.documents import document, kind_table
 from sluice_core.api.crd import KINDS, Kind
 
 REFRESH_SECONDS: Final = 1.0
@@ -139,13 +137,8 @@ def sections(session: Session, decisions: Decisions) -> list[Section]:
 
 def kind_section(kind: Kind, session: Session, now: datetime) -> Section:
     """Return the table that `kubectl get` would print of one kind."""
-    columns: list[dict[str, Any]] = [
-        {"name": each.name, "jsonPath": each.path, "type": each.type, "priority": each.priority}
-        for each in kind.columns
-    ]
-    documents = [msgspec.to_builtins(each) for each in session.store.of_kind(kind.name)]
-    header, rows = table(columns, documents, now)
-    return Section(title=f"{kind.plural}.{'sluice.dev'}", header=tuple(header), rows=tuple(tuple(row) for row in rows))
+    header, rows = kind_table(kind, map(document, session.store.of_kind(kind.name)), now)
+    return Section(title=kind.crd_name, header=tuple(header), rows=tuple(tuple(row) for row in rows))
 
 
 def allocation_section(session: Session) -> Section:

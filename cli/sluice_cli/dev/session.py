@@ -19,6 +19,7 @@ from sluice_cli.dev.plane import LocalPlane
 from sluice_cli.dev.sidecars import Sidecar, SidecarError
 from sluice_cli.dev.upstreams import Upstreams
 from sluice_cli.dev.workloads import Workload, discover
+from sluice_cli.documents import document
 from sluice_core.compile import Compiled
 from sluice_core.records import CallRecord
 from sluice_core.snapshot import Snapshot, encode
@@ -204,5 +205,5 @@ def _write(sidecar: Sidecar, snapshot: Snapshot, keys: dict[str, bytes]) -> None
 def documents_json(store: LocalStore) -> bytes:
     """Return the resources as `kubectl get -o json` would, as a list by kind."""
 
-    items = [{"kind": type(each).__name__, **msgspec.to_builtins(each)} for each in store.resources]
+    items = [document(each) for each in store.resources]
     return msgspec.json.encode({"kind": "List", "items": items})

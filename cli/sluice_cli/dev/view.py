@@ -81,10 +81,19 @@ def _why(record: CallRecord) -> str:
 
 
 def plain(sections: Iterable[Section]) -> str:
-    """Return the tables as text for a log or a pipe."""
+    """Return the tables as text for a log or a pipe, without ages: a table is new when something in it is."""
+    sections = [_without(section, "AGE") for section in sections]
     return "\n\n".join(
         f"{section.title}\n{render(section.header, section.rows)}" for section in sections if section.rows
     )
+
+
+def _without(section: Section, column: str) -> Section:
+    if column not in section.header:
+        return section
+    index = section.header.index(column)
+    header, *rows = ((*row[:index], *row[index + 1 :]) for row in (section.header, *section.rows))
+    return Section(title=section.title, header=header, rows=tuple(rows))
 
 
 def _rich(section: Section) -> Table:
