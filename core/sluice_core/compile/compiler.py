@@ -64,7 +64,11 @@ def _age(resource: Resource) -> tuple[str, str]:
 
 
 def compile_namespaces(
-    resources: Iterable[AnyResource], namespaces: NamespaceLabels, pods: PodsByNamespace | None = None
+    resources: Iterable[AnyResource],
+    namespaces: NamespaceLabels,
+    pods: PodsByNamespace | None = None,
+    *,
+    others: NamespaceLabels | None = None,
 ) -> Compiled:
     """Compile all resources of a cluster.
 
@@ -73,10 +77,11 @@ def compile_namespaces(
         namespaces: the namespaces that need a snapshot, with their labels.
         pods: the labels of the injected pods by namespace, where they are known. They size the safe share and tell
             what selects nobody; what a pod may do does not depend on them otherwise.
+        others: namespaces that get no snapshot, with their labels, so that what their resources may reference is known.
     """
-    report, by_kind = Report(), _Sorted(resources)
-    upstreams = _index(by_kind.upstreams, namespaces, report)
-    quotas = compile_quotas(by_kind.quotas, upstreams, namespaces, report)
+    report, by_kind, labels = Report(), _Sorted(resources), {**(others or {}), **namespaces}
+    upstreams = _index(by_kind.upstreams, labels, report)
+    quotas = compile_quotas(by_kind.quotas, upstreams, labels, report)
     routes = _compile_routes(by_kind, upstreams, pods, report)
 
     used = {namespace: _used(namespace, upstreams, routes.get(namespace, ())) for namespace in namespaces}

@@ -147,6 +147,15 @@ def test_an_upstream_of_another_namespace_needs_its_owners_leave() -> None:
     assert Reason.UPSTREAM_NOT_ALLOWED in reasons(refused, "ModelRoute", "chat")
 
 
+def test_a_namespace_without_a_snapshot_is_judged_by_its_labels_too() -> None:
+    """A route may be written before the first pod of its namespace; it is not called forbidden for that."""
+    shared = upstream(namespace="platform", allowedNamespaces={"selector": {"matchLabels": {"team": "shop"}}})
+    target = {"upstreamRef": {"name": "openai", "namespace": "platform"}}
+    early = resource("ModelRoute", "chat", {"rules": [{"name": "default", "targets": [target]}]})
+    result = compile_namespaces([shared, early], {}, others={"shop": {"team": "shop"}})
+    assert (result.problems, result.snapshots) == ({}, {})
+
+
 def test_a_namespace_can_be_allowed_by_name() -> None:
     """The label that the API server puts on every namespace can be selected, though no manifest says it."""
     by_name = {"selector": {"matchLabels": {"kubernetes.io/metadata.name": "shop"}}}
