@@ -242,7 +242,9 @@ def _own_fields(call: Call) -> list[Field]:
     if call.queue_seconds:
         fields.append(("x-sluice-queue-ms", str(round(call.queue_seconds * 1000))))
     if call.degraded:
-        fields.append(("x-sluice-decision", "degraded"))
+        fields.append(("x-sluice-decision", "degraded; budget"))
+    if call.shrunk is not None:
+        fields.append(("x-sluice-decision", "input_shrunk; code=context_length_exceeded"))
     return fields
 
 

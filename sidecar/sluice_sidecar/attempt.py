@@ -20,6 +20,9 @@ from sluice_sidecar.transport import TransportError, UpstreamRequest, UpstreamRe
 MAX_WHOLE_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 1024 * 1024
 MAX_DECODED_CHUNK_BYTES = 16 * 1024 * 1024
+MAX_STRIPPED_EVENT_BYTES = 32 * 1024 * 1024
+"""Where something may have to be taken out of it, an event has to be whole first; larger ones pass as they are."""
+
 HOLD_BYTES = 64 * 1024
 HOLD_SECONDS = 5.0
 """A stream's head is held back until its first content, so that a fallback before it stays invisible; not longer."""
@@ -142,10 +145,16 @@ async def _receive(response: UpstreamResponse, order: Order) -> Result:
     if coding != "identity" and decoder is None:
         return Opaque(response=response)  # a coding that nobody asked for: better unread than broken
     if kind == "text/event-stream":
-        return await _hold(response, decoder, StreamTap(order.endpoint, order.strips_usage))
+        return await _hold(response, decoder, _tap(order))
     if kind in ("application/json", "text/html", "text/plain", ""):
         return await _receive_whole(response, decoder, order)
     return Opaque(response=response)
+
+
+def _tap(order: Order) -> StreamTap:
+    if order.strips_usage:
+        return StreamTap(order.endpoint, strip_usage=True, max_event_bytes=MAX_STRIPPED_EVENT_BYTES)
+    return StreamTap(order.endpoint, strip_usage=False)
 
 
 async def _receive_error(response: UpstreamResponse, first: dict[str, str], order: Order) -> Result:

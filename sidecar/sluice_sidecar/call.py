@@ -71,6 +71,7 @@ class Call:
         "rule",
         "served_model",
         "service_tier",
+        "shrunk",
         "started",
         "status",
         "target",
@@ -107,6 +108,7 @@ class Call:
         self.facts = RequestFacts(endpoint=endpoint)
         self.generating = False
         self.body: bytes | None = None
+        self.shrunk: bytes | None = None
         self.body_stream: AsyncIterator[bytes] | None = None
         self.request_bytes = 0
         self.started = clock()

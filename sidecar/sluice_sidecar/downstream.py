@@ -133,6 +133,13 @@ class Downstream:
         transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
         await self._writer.drain()
 
+    def write_last(self, chunk: bytes) -> None:
+        """Write a last part and the end of the body without waiting."""
+        transport = self._transport()
+        self.bytes_written += len(chunk)
+        transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
+        self.finish()
+
     def finish(self) -> None:
         """Write the end of the body."""
         if self._chunked and not self._head_only:

@@ -10,7 +10,9 @@ import msgspec
 from sluice_core.api.quotaallocation import Priority
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation
+from sluice_core.limits.keys import Dimension, Layer
 from sluice_core.limits.queue import Entered, Ready, TimedOut, Waiter, WaitingLine
+from sluice_core.selection import PodPolicy
 
 
 class Passed(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,6 +21,14 @@ class Passed(msgspec.Struct, frozen=True, kw_only=True):
     reservation: Reservation
     would_refuse: Obstacle | None = None
     waited_seconds: float = 0.0
+
+
+class _Waiting:
+    __slots__ = ("future", "upstream")
+
+    def __init__(self, future: asyncio.Future[Passed | Refused], upstream: str) -> None:
+        self.future = future
+        self.upstream = upstream
 
 
 class Gate:
@@ -31,7 +41,7 @@ class Gate:
         self._clock = clock
         self._on_waiting = on_waiting
         self._next_id = 0
-        self._waiting: dict[int, asyncio.Future[Passed | Refused]] = {}
+        self._waiting: dict[int, _Waiting] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def submit(
@@ -47,12 +57,13 @@ class Gate:
             case Refused() as refused:
                 return refused
             case Entered():
+                future: asyncio.Future[Passed | Refused] = asyncio.get_running_loop().create_future()
+                self._waiting[number] = _Waiting(future, upstream)
                 return number
 
     async def wait(self, number: int) -> Passed | Refused:
         """Wait for one's turn. Whoever is cancelled meanwhile leaves the line at once, with nothing reserved."""
-        future: asyncio.Future[Passed | Refused] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
+        future = self._waiting[number].future
         self._on_waiting()
         self._arm()
         try:
@@ -81,13 +92,16 @@ class Gate:
     def pump(self) -> None:
         """Let those through who may go now. Called when capacity comes back, leases arrive or the policy changes."""
         for outcome in self.line.ready(self._clock()):
-            future = self._waiting.pop(outcome.id, None)
-            if future is None or future.done():  # the client has gone
-                if isinstance(outcome, Ready):
-                    self.admission.release(outcome.reservation, self._clock())
-                continue
-            future.set_result(_passed(outcome))
+            if not self._resolve(outcome.id, _passed(outcome)) and isinstance(outcome, Ready):
+                self.admission.release(outcome.reservation, self._clock())  # the client has gone
         self._arm()
+
+    def _resolve(self, number: int, answer: Passed | Refused) -> bool:
+        waiting = self._waiting.pop(number, None)
+        if waiting is None or waiting.future.done():
+            return False
+        waiting.future.set_result(answer)
+        return True
 
     def _arm(self) -> None:
         """Set the one timer to the next moment at which somebody's turn or patience may come."""
@@ -99,6 +113,15 @@ class Gate:
         if when is not None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(0.001, when - now), self.pump)
+
+    def configure(self, policy: PodPolicy) -> None:
+        """Put new limits into force. Who waits for an upstream that is gone is told so."""
+        for number, waiting in list(self._waiting.items()):
+            if waiting.upstream not in policy.upstreams:
+                self.line.leave(number)
+                self._resolve(number, _refused_because_gone(waiting.upstream, self._clock()))
+        self.admission.configure(policy)
+        self.pump()
 
     def close(self) -> None:
         """Stop the timer."""
@@ -112,3 +135,8 @@ def _passed(outcome: Ready | TimedOut) -> Passed | Refused:
             return Passed(reservation=reservation, would_refuse=would_refuse, waited_seconds=waited)
         case TimedOut(refusal=refusal):
             return refusal
+
+
+def _refused_because_gone(upstream: str, now: float) -> Refused:
+    obstacle = Obstacle(name=upstream, layer=Layer.ALLOCATION, dimension=Dimension.REQUESTS)
+    return Refused(reason="timed_out", obstacle=obstacle, retry_at=now)

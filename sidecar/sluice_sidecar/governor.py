@@ -135,8 +135,7 @@ class Governor:
             self.upstreams[key] = known
         self._retired += [each for key, each in before.items() if self.upstreams.get(key) is not each]
         self.breakers.configure({key: each.breaker for key, each in policy.upstreams.items()})
-        self.admission.configure(policy)
-        self.gate.pump()
+        self.gate.configure(policy)
         self.metrics.know_models(_models_named(policy))
         self._forget_counters(policy)
         self._view = View(policy=policy, router=Router(policy))

@@ -17,6 +17,7 @@ from sluice_core.errors import RefusalCode, refuse
 from sluice_core.limits.admission import Account
 from sluice_core.limits.decisions import Ask, Refused
 from sluice_core.records import Outcome
+from sluice_core.request import peek
 from sluice_core.retry import (
     Fallback,
     GiveUp,
@@ -28,6 +29,7 @@ from sluice_core.retry import (
     Step,
     next_step,
 )
+from sluice_core.shrink import shrink
 from sluice_sidecar.admit import (
     ask_for,
     check_input,
@@ -46,11 +48,12 @@ from sluice_sidecar.governor import Governor
 from sluice_sidecar.grant import Grant
 from sluice_sidecar.order import order_for
 from sluice_sidecar.refusals import circuit_open, no_credential, unanswered
+from sluice_sidecar.relay import TOO_LATE
 from sluice_sidecar.static_answer import static_answer
 from sluice_sidecar.steering import Candidate
 from sluice_sidecar.upstream import NO_KEY, Key, Upstream
 
-_TOO_LATE = Failure(outcome=Outcome.TIMEOUT, code="total_timeout")
+_OPENS_FALLBACKS = frozenset({RefusalCode.CIRCUIT_OPEN, RefusalCode.NO_CREDENTIAL, RefusalCode.NO_ROUTE})
 
 
 class Static(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +111,7 @@ class Guard:
         """
         upstream = self._governor.upstreams.get(candidate.upstream)
         if upstream is None:
-            raise RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule names an upstream that is gone."))
+            raise _gone()
         return await self._admit(call, self._plan(call, candidate, upstream, first=True), set())
 
     async def _try(self, journey: _Journey, candidate: Candidate) -> Granted | None:
@@ -116,40 +119,51 @@ class Guard:
         call = journey.call
         upstream = self._governor.upstreams.get(candidate.upstream)
         if upstream is None:
-            journey.refused(RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule names an upstream that is gone.")))
+            journey.refused(_gone())
             return None
         plan = self._plan(call, candidate, upstream, first=journey.attempts == 0)
         tried: set[str | None] = set()
-        while True:
-            try:
+        upstream.in_use += 1  # its connections stay open between two attempts, even if the policy drops it meanwhile
+        try:
+            while True:
                 grant = await self._admit(call, plan, tried)
-            except RefusedError as refused:
-                journey.refused(refused)
-                return None
-            tried.add(grant.key.name)
-            result = await self._attempt(call, plan, grant)
-            if not isinstance(result, Failed):
-                return Granted(result=result, grant=grant)
-            step = self._after(journey, plan, result.failure, tried)
-            match step:
-                case Retry(delay_seconds=delay):
-                    grant.failed(result.failure)
-                    await asyncio.sleep(delay)
-                case RotateKey() | ShrinkAndRetry():
-                    grant.failed(result.failure)
-                case Fallback():
-                    grant.failed(result.failure)
+                tried.add(grant.key.name)
+                result = await self._attempt(call, plan, grant)
+                if not isinstance(result, Failed):
+                    return Granted(result=result, grant=grant)
+                step = self._after(journey, plan, result.failure, tried)
+                if isinstance(step, GiveUp) and result.whole is not None:
+                    return Granted(result=result.whole, grant=grant, failure=result.failure)
+                grant.failed(result.failure)
+                if not await self._proceed(journey, step):
                     journey.failed(result, upstream)
                     return None
-                case GiveUp():
-                    journey.given_up = True
-                    if result.whole is not None:
-                        return Granted(result=result.whole, grant=grant, failure=result.failure)
-                    grant.failed(result.failure)
-                    journey.failed(result, upstream)
-                    return None
-                case _:
-                    assert_never(step)
+        except RefusedError as refused:
+            if candidate.fallback is None and refused.refusal.code not in _OPENS_FALLBACKS:
+                raise  # over a limit: another upstream is no way around it
+            journey.refused(refused)
+            return None
+        finally:
+            upstream.in_use -= 1
+
+    async def _proceed(self, journey: _Journey, step: Step) -> bool:
+        """Prepare the next attempt at the same candidate; tell whether there is to be one."""
+        match step:
+            case Retry(delay_seconds=delay):
+                await asyncio.sleep(delay)
+                return True
+            case RotateKey():
+                return True
+            case ShrinkAndRetry():
+                journey.shrink()
+                return True
+            case Fallback():
+                return False
+            case GiveUp():
+                journey.given_up = True
+                return False
+            case _:
+                assert_never(step)
 
     def _plan(self, call: Call, candidate: Candidate, upstream: Upstream, *, first: bool) -> _Plan:
         """Settle what is sent to this candidate: model, caps, and what it is estimated to use."""
@@ -181,6 +195,8 @@ class Guard:
         Raises:
             RefusedError: a limit, the breakers or missing keys forbid it.
         """
+        if plan.upstream.policy.key not in self._governor.upstreams:
+            raise _gone()
         key, granted = self._leave(call, plan, tried)
         rank = len(call.attempts) + call.client_retry()
         deadline = wait_deadline(call, plan.account)
@@ -250,7 +266,7 @@ class Guard:
             return result
         except TimeoutError:
             done = True
-            return Failed(failure=_TOO_LATE)
+            return Failed(failure=TOO_LATE)
         finally:
             if not done:
                 grant.abandoned()
@@ -265,6 +281,7 @@ class Guard:
             elapsed_seconds=call.clock() - call.started,
             deadline_seconds=call.answer_deadline - call.started,
             keys_left=sum(key.name not in tried for key in plan.upstream.keys),
+            can_shrink=failure.code == "context_length_exceeded" and journey.can_shrink(),
             next_fallback=journey.next_fallback,
         )
         upstream = plan.upstream
@@ -286,7 +303,7 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
 class _Journey:
     """How far a call has come through its candidates, and what to say if none has an answer."""
 
-    __slots__ = ("_last", "attempts", "call", "given_up", "next_fallback")
+    __slots__ = ("_last", "_smaller", "attempts", "call", "given_up", "next_fallback")
 
     def __init__(self, call: Call) -> None:
         self.call = call
@@ -294,6 +311,21 @@ class _Journey:
         self.given_up = False
         self.next_fallback = NextFallback.NONE
         self._last: RefusedError | None = None
+        self._smaller: bytes | None = None
+
+    def can_shrink(self) -> bool:
+        """Tell whether the input can be made smaller: once, and only if there is something to leave out."""
+        call = self.call
+        if call.shrunk is None and call.body is not None and call.generating:
+            self._smaller = shrink(call.endpoint, call.body)
+        return self._smaller is not None
+
+    def shrink(self) -> None:
+        """Go on with the smaller input."""
+        call, smaller = self.call, self._smaller
+        if smaller is not None:
+            call.shrunk, self._smaller = smaller, None
+            call.facts = peek(call.endpoint, smaller)
 
     def refused(self, refused: RefusedError) -> None:
         """Keep the first refusal: it is the one of the target that was meant."""
@@ -308,6 +340,10 @@ class _Journey:
     def end(self) -> RefusedError:
         """Return what ends the call."""
         return self._last or RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule has nothing to try for this call."))
+
+
+def _gone() -> RefusedError:
+    return RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule names an upstream that is gone."))
 
 
 def _next_fallback(candidates: list[Candidate], position: int) -> NextFallback:

@@ -33,7 +33,7 @@ def order_for(
         include_usage=strips_usage,
         max_output_tokens=max_output_tokens,
     )
-    body = call.body
+    body = call.body if call.shrunk is None else call.shrunk
     if call.generating and body is not None:
         try:
             body = rewrite(call.endpoint, body, facts, edits)

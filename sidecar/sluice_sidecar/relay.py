@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from sluice_core.answer import Answer
-from sluice_core.classify import Failure
+from sluice_core.classify import TRUNCATED, Failure
 from sluice_core.errors import Refusal, RefusalCode, refuse
 from sluice_core.records import Outcome
 from sluice_core.tap import StreamTap
@@ -14,6 +17,7 @@ from sluice_sidecar.headers import Field, response_fields
 from sluice_sidecar.transport import TransportError, UpstreamResponse
 
 MAX_DRAINED_BYTES = 64 * 1024 * 1024
+TOO_LATE = Failure(outcome=Outcome.TIMEOUT, code="total_timeout")
 _LENGTH = frozenset({"content-length"})
 
 
@@ -42,13 +46,17 @@ async def relay_opaque(call: Call, opaque: Opaque, extra: list[Field]) -> Failur
     try:
         fields = response_fields(response.fields, drop=_LENGTH)
         downstream.start(response.status, response.reason, fields + extra, length)
-        while chunk := await response.next_chunk():
-            await downstream.write(chunk)
+        async with asyncio.timeout_at(call.deadline):
+            while chunk := await response.next_chunk():
+                await downstream.write(chunk)
         downstream.finish()
         whole = True
     except TransportError as error:
         downstream.break_off()
         return failure_of(error)
+    except TimeoutError:
+        downstream.break_off()
+        return TOO_LATE
     finally:
         if whole:
             response.release()
@@ -72,25 +80,29 @@ async def relay_stream(call: Call, stream: Stream, extra: list[Field]) -> Failur
     try:
         drop = _LENGTH | {"content-encoding"} if stream.decoder is not None else _LENGTH
         await writer.start(response, response_fields(response.fields, drop=drop) + extra, stream.held)
-        while not ended:
-            passed, ended = await next_event_bytes(response, stream.decoder, tap)
-            if call.first_token_at is None and tap.content_seen:
-                call.first_token_at = call.clock()
-            if passed:
-                await writer.write(passed)
-    except TransportError as error:
-        failure = failure_of(error)
+        async with asyncio.timeout_at(call.deadline):
+            while not ended:
+                passed, ended = await next_event_bytes(response, stream.decoder, tap)
+                if call.first_token_at is None and tap.content_seen:
+                    call.first_token_at = call.clock()
+                if passed:
+                    await writer.write(passed)
+    except (TransportError, TimeoutError) as error:
         if not tap.terminal_seen:
-            await writer.fail(failure)
+            failure = failure_of(error) if isinstance(error, TransportError) else TOO_LATE
+            await writer.fail(failure, tap)
             return failure
+    except asyncio.CancelledError:
+        writer.cut(tap)
+        raise
     finally:
         learn(call, stream_answer(tap))
         if ended:
             response.release()
         else:
             response.abort()
-    if tap.failure is not None and not tap.terminal_seen:
-        await writer.fail(tap.failure)
+    if tap.failure is TRUNCATED:
+        await writer.fail(tap.failure, tap)
     else:
         writer.finish()
     return tap.failure
@@ -136,19 +148,27 @@ class _StreamWriter:
         if not self._gone:
             self._call.downstream.finish()
 
-    async def fail(self, failure: Failure) -> None:
+    async def fail(self, failure: Failure, tap: StreamTap) -> None:
         """End with an error event in the endpoint's own shape. There is no `[DONE]` after it."""
-        event = interrupted(failure).event(self._call.endpoint)
-        await self.write(event if self._last.endswith((b"\n\n", b"\r\r", b"\r\n\r\n")) else b"\n\n" + event)
+        await self.write(self._event(failure.code or failure.outcome.value, tap))
         self.finish()
 
+    def cut(self, tap: StreamTap) -> None:
+        """End at once, because the sidecar stops; harmless if it is the application that has gone."""
+        if not self._gone:
+            with contextlib.suppress(ClientGoneError, ConnectionError):
+                self._call.downstream.write_last(self._event("the sidecar stops", tap))
 
-def interrupted(failure: Failure) -> Refusal:
+    def _event(self, why: str, tap: StreamTap) -> bytes:
+        event = interrupted(why).event(self._call.endpoint, tap.last_sequence_number + 1)
+        return event if self._last.endswith((b"\n\n", b"\r\r", b"\r\n\r\n")) else b"\n\n" + event
+
+
+def interrupted(why: str) -> Refusal:
     """Return what an application is told when a stream breaks off after it has begun."""
     return refuse(
         RefusalCode.STREAM_INTERRUPTED,
-        f"The upstream's stream broke off before its end ({failure.code or failure.outcome.value}); "
-        "what has been received is incomplete.",
+        f"The stream broke off before its end ({why}); what has been received is incomplete.",
     )
 
 

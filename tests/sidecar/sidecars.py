@@ -173,7 +173,7 @@ class Sidecar:
         """End the process whatever it does."""
         if self.process.poll() is None:
             self.process.kill()
-            self.wait()
+        self.wait()
 
 
 def _collect(pipe: Any, lines: list[bytes]) -> None:
