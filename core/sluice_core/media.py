@@ -1,18 +1,21 @@
 """How large the input of a request is, with inline media told apart from text.
 
 A data URL of an image is megabytes of base64 but costs a few hundred tokens; counted as text, it would block a caller
-for good. Without typed content parts in the body (one search tells) the length of the input is all there is to know.
+for good. Where no message has typed content parts the length of the input is all there is to know, and looking for the
+brackets that begin such parts is far cheaper than parsing the messages.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import msgspec
 from msgspec import Raw
 
 _ABSENT = Raw(b"")
-_TYPE_MARK = b'"type"'
+_MAX_BRACKETS = 16
+"""Brackets that are looked at before it is cheaper to parse the messages."""
+
+_PARTS_FOLLOW = b'content":'
+_OPENING_BRACKET = 0x5B
 _BASE64_BYTES_PER_CHARACTER = 3 / 4
 
 
@@ -63,18 +66,35 @@ _decode_parts = msgspec.json.Decoder(list[_Part]).decode
 Measures = tuple[int, tuple[str, ...], int, int]
 
 
-def measure(body: bytes, inputs: Iterable[Raw], schema_characters: int) -> Measures:
-    """Return (text characters, detail of each image, audio bytes, file bytes) of the input members of a body."""
-    characters = schema_characters
-    for raw in inputs:
-        characters += len(raw)
-    if _TYPE_MARK not in body:
+def measure(body: bytes, messages: Raw, items: Raw, text_characters: int) -> Measures:
+    """Return (text characters, detail of each image, audio bytes, file bytes) of a body.
+
+    `messages` is the conversation of a chat, `items` the input of a response; `text_characters` is the length of all
+    else that is read.
+    """
+    characters = text_characters + len(messages) + len(items)
+    sizes = None
+    if len(messages) and _has_parts(body):
+        sizes = _Sizes()
+        _measure_items(messages, sizes)
+    if len(items) and memoryview(items)[0] == _OPENING_BRACKET:
+        sizes = sizes or _Sizes()
+        _measure_items(items, sizes)
+    if sizes is None:
         return characters, (), 0, 0
-    sizes = _Sizes()
-    for raw in inputs:
-        if len(raw):
-            _measure_items(raw, sizes)
     return max(0, characters - sizes.media_characters), tuple(sizes.images), sizes.audio_bytes, sizes.file_bytes
+
+
+def _has_parts(body: bytes) -> bool:
+    """Tell whether some content in the body may be a list. In odd spacing it is missed, and all counts as text."""
+    at = body.find(_OPENING_BRACKET)
+    for _ in range(_MAX_BRACKETS):
+        if at < 0:
+            return False
+        if body[at - 9 : at] == _PARTS_FOLLOW or body[at - 10 : at - 1] == _PARTS_FOLLOW:  # one space at most
+            return True
+        at = body.find(_OPENING_BRACKET, at + 1)
+    return at >= 0
 
 
 def _measure_items(raw: Raw, sizes: _Sizes) -> None:
@@ -86,7 +106,7 @@ def _measure_items(raw: Raw, sizes: _Sizes) -> None:
         if len(item.result):
             sizes.media_characters += len(item.result)
         for content in (item.content, item.output):
-            if len(content) and memoryview(content)[0] == 0x5B:  # "[": content parts
+            if len(content) and memoryview(content)[0] == _OPENING_BRACKET:
                 _measure_parts(content, sizes)
 
 

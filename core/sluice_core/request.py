@@ -170,7 +170,7 @@ def peek(endpoint: Endpoint, body: bytes) -> RequestFacts:
     fields = _fields(body)
     limit_field, limit = _output_limit(endpoint, fields)
     text_characters, images, audio_bytes, file_bytes = measure(
-        body, (fields.messages, fields.input, fields.prompt), _schema_size(fields)
+        body, fields.messages, fields.input, _other_characters(fields)
     )
     options = fields.stream_options
     has_options = len(options) > 0
@@ -248,9 +248,10 @@ def _output_limit(endpoint: Endpoint, fields: _Body) -> tuple[str | None, int | 
     return (None, None) if value is None or value < 0 else (name, value)
 
 
-def _schema_size(fields: _Body) -> int:
+def _other_characters(fields: _Body) -> int:
     return (
-        len(fields.instructions)
+        len(fields.prompt)
+        + len(fields.instructions)
         + len(fields.tools)
         + len(fields.functions)
         + len(fields.response_format)

@@ -14,6 +14,7 @@ _END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?=[^\n]))")
 """Two line ends in a row. A final CR counts only once the next byte shows that it is no half of a CRLF."""
 
 _LONGEST_END = 4
+_CR = 0x0D
 _LINE = re.compile(rb"[^\r\n]+")
 _BOM = b"\xef\xbb\xbf"
 
@@ -41,7 +42,7 @@ class SSESplitter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the events that this chunk completes, and fragments of those that are too large to hold."""
-        if self.between_events and chunk.endswith(b"\n\n") and b"\r" not in chunk:
+        if self.between_events and chunk.endswith(b"\n\n") and _CR not in chunk:
             events = self._whole(chunk)  # the way nearly every server sends them
             if events is not None:
                 return events

@@ -23,6 +23,7 @@ from sluice_core.usage import Usage
 
 _CHOICE_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS})
 _DONE = b"[DONE]"
+_LF, _CR = 0x0A, 0x0D  # searching for a number is much faster than for a string of one byte
 
 _TERMINAL_TYPES = frozenset({"response.completed", "response.failed", "response.incomplete", "response.cancelled"})
 _TERMINAL_SUFFIXES = ("audio.done", "transcript.text.done", "image_generation.completed", "image_edit.completed")
@@ -155,10 +156,10 @@ class StreamTap:
         end = len(chunk) - 2
         if (  # exactly one event of one line, which is how a stream usually comes
             splitter.between_events
-            and chunk.find(b"\n") == end
-            and chunk.endswith(b"\n\n")
-            and b"\r" not in chunk
-            and end < self._max_one_line
+            and chunk.find(_LF) == end
+            and chunk[-1] == _LF
+            and _CR not in chunk
+            and 0 < end < self._max_one_line
         ):
             return self._pass(chunk)
         events = splitter.feed(chunk)
