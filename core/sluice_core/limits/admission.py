@@ -182,6 +182,17 @@ class Admission:
             return None
         return self._exhaustion(account, now) or _obstruction(account.meters_of(ask, now), ask, now)
 
+    def check_spread(self, upstream: str, ask: Ask, parts: int, now: float) -> Wait | None:
+        """Return what is in the way of a call that must not use more than an even part of a minute at once."""
+        account = self._accounts[upstream]
+        if account.mode is Mode.SHADOW:
+            return None
+        for dimension in (Dimension.REQUESTS, Dimension.TOKENS):
+            meter = account.meters["", dimension]
+            if isinstance(meter, RateMeter) and (when := meter.spread(_amount(dimension, ask), parts, now)) > now:
+                return Wait(obstacle=Obstacle(name=meter.name, layer=meter.layer, dimension=dimension), earliest=when)
+        return None
+
     def settle(self, reservation: Reservation, *, tokens: int | None, usd_micros: int | None, now: float) -> None:
         """Replace the estimate by what was really used; None keeps the estimate. A second call does nothing."""
         if not reservation.open:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from typing import Final
 
 from sluice_core.limits.decisions import Ask, Obstacle
+from sluice_core.limits.keys import SLOT_SECONDS, WINDOW_SECONDS, Layer
 
 _FINISHES_REMEMBERED: Final = 1024
 
@@ -19,7 +20,7 @@ _FINISHES_REMEMBERED: Final = 1024
 class Waiting:
     """A call in the line."""
 
-    __slots__ = ("ask", "cost", "deadline", "entered_at", "id", "obstacle", "rank", "upstream")
+    __slots__ = ("ask", "cost", "deadline", "earliest", "entered_at", "id", "obstacle", "rank", "upstream")
 
     def __init__(
         self,
@@ -39,12 +40,19 @@ class Waiting:
         self.entered_at = entered_at
         self.deadline = deadline
         self.obstacle = obstacle
+        self.earliest = entered_at
         self.cost = max(1, ask.tokens)
 
-    @property
-    def half_patience_at(self) -> float:
-        """Return when half of the time that the call may wait is over."""
-        return (self.entered_at + self.deadline) / 2
+    def holds_up(self, now: float) -> bool:
+        """Tell whether calls behind must not pass.
+
+        They may while a whole window remains before the deadline: what they take now is back by then. After that nobody
+        passes as long as this call can make it. What only its user's own limit stops holds up nobody else.
+        """
+        if self.obstacle.layer is Layer.USER or self.earliest > self.deadline:
+            return False
+        dimension = self.obstacle.dimension
+        return now + WINDOW_SECONDS.get(dimension, 0.0) + SLOT_SECONDS.get(dimension, 0.0) > self.deadline
 
 
 class _Flow:

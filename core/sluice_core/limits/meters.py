@@ -124,7 +124,19 @@ class RateMeter(Meter):
         return self.window.window_seconds
 
     def wanted(self, now: float) -> int:
-        return self.used(now) + self.waiting + self._denied.expire(now) + self.window.recent(now)
+        return self.used(now) + self.waiting + self._denied.expire(now) + self.window.recent(2, now)
+
+    def spread(self, amount: int, most_parts: int, now: float) -> float:
+        """Return when `amount` may be used if no more than an even part of the limit is to be used within a part.
+
+        The window is cut into so many parts, but for large calls into fewer, so that four of the kind fit into one.
+        """
+        whole = self.allowance.amount(now)
+        parts = min(most_parts, whole // (4 * amount)) if amount else 1
+        if not self.allowance.ceiling or parts <= 1:
+            return now
+        earliest = self.window.earliest(amount, whole // parts, now, self.window.slots // parts)
+        return now if earliest is None else max(now, earliest)
 
 
 class SlotMeter(Meter):

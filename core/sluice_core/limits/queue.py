@@ -8,10 +8,16 @@ Ageing. A call of a lower class that has waited `AGEING_SECONDS` may go before h
 get at most one part in `AGED_PART` of what is served. So nobody starves, and a flood of batch calls, however old,
 cannot take more than that from realtime calls.
 
-A call that does not fit. When the next call needs more than there is, calls behind it may pass during the first half
-of its patience, at most `BACKFILL` of them looked at per turn. After that no call of its class or below passes until
-it has gone: it neither starves nor blocks the others for longer than its own patience. A call that only its user's own
-limit stops blocks nobody but that user. Higher classes always pass.
+Batch and below are spread: they go only while all calls together have used no more than an even part of the limit in
+the last two seconds (longer for large calls). Over a minute it costs them nothing, and calls of higher classes, in
+this pod or in another one to which the share is due, find permits that come back all the time instead of all at once a
+minute later.
+
+A call that does not fit. When the next call needs more than there is, calls behind it may pass while a whole window
+remains before its deadline, at most `BACKFILL` of them looked at per turn: what they take is back in time. After that
+no call of its class or below passes, as long as it can still make it. So it neither starves nor holds up others for
+longer than a window. A call that only its user's own limit stops holds up nobody but that user. Higher classes always
+pass.
 
 Deadlines. Who cannot be served in time, by the forecast from the limits and from what is ahead, is refused at once.
 The forecast charges estimates; refunds only make it come true earlier.
@@ -20,6 +26,7 @@ The forecast charges estimates; refunds only make it come true earlier.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from typing import Final
 
 from msgspec import Struct
@@ -28,7 +35,6 @@ from sluice_core.api.quotaallocation import Priority
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
 from sluice_core.limits.fair import FairQueue, Waiting
-from sluice_core.limits.keys import Layer
 
 AGEING_SECONDS: Final = 15.0
 AGED_PART: Final = 16
@@ -36,6 +42,10 @@ BACKFILL: Final = 16
 MAX_LINE: Final = 10_000
 
 _CLASSES: Final = tuple(Priority)
+_SPREAD_FROM: Final = _CLASSES.index(Priority.BATCH)
+_SPREAD_PARTS: Final = 30
+
+Reserve = Callable[[str, Ask, int, float], Admitted | Wait | Refused]
 
 
 class Waiter(Struct, frozen=True, kw_only=True):
@@ -91,10 +101,10 @@ class WaitingLine:
         """Admit the call if it may go at once, else let it wait, else refuse it."""
         line = self._lines.get(waiter.upstream)
         if line is None:
-            answer = self._admission.reserve(waiter.upstream, waiter.ask, now)
+            answer = self._reserve(waiter.upstream, waiter.ask, _rank(waiter), now)
         else:
             # Somebody waits already: a newcomer goes first only if it outranks them and still fits.
-            answer = line.reserve_past(waiter, self._admission, now)
+            answer = self._reserve_past(line, waiter, now)
         match answer:
             case Admitted():
                 return answer
@@ -117,7 +127,7 @@ class WaitingLine:
         self._expire(now, outcomes)
         for upstream in list(self._lines):
             line = self._lines[upstream]
-            for waiting, answer in line.serve(self._admission, now):
+            for waiting, answer in line.serve(self._reserve, now):
                 del self._waiting[waiting.id]
                 self._admission.stop_waiting(upstream, waiting.ask)
                 if isinstance(answer, Refused):
@@ -147,6 +157,23 @@ class WaitingLine:
         if self._deadlines:
             times.append(self._deadlines[0][0])
         return max(now, min(times))
+
+    def _reserve(self, upstream: str, ask: Ask, rank: int, now: float) -> Admitted | Wait | Refused:
+        if rank < _SPREAD_FROM:
+            return self._admission.reserve(upstream, ask, now)
+        # Classes below are spread: they leave it to the others to use more than an even part of the window at once.
+        spread = self._admission.check_spread(upstream, ask, _SPREAD_PARTS, now)
+        if spread is not None:
+            return self._admission.check(upstream, ask, now) or spread
+        return self._admission.reserve(upstream, ask, now)
+
+    def _reserve_past(self, line: _Line, waiter: Waiter, now: float) -> Admitted | Wait | Refused:
+        """Try a newcomer while others wait. Unless it outranks all of them it has to take its turn, even if it fits."""
+        rank = _rank(waiter)
+        if not line.has_equals(rank):
+            return self._reserve(waiter.upstream, waiter.ask, rank, now)
+        alone = self._admission.check(waiter.upstream, waiter.ask, now)
+        return alone or Wait(obstacle=line.first_obstacle(), earliest=now)
 
     def _enter(self, waiter: Waiter, obstructed: Wait, now: float) -> Entered | Refused:
         line = self._lines.get(waiter.upstream)
@@ -236,62 +263,58 @@ class _Line:
         same = self._classes[rank].ahead_of(waiter.ask)
         return Ask(requests=requests + same.requests, tokens=tokens + same.tokens), requests + same.requests
 
-    def reserve_past(self, waiter: Waiter, admission: Admission, now: float) -> Admitted | Wait | Refused:
-        """Try a newcomer while others wait. Unless it outranks all of them it has to take its turn, even if it fits."""
-        if not any(len(each) for each in self._classes[: _rank(waiter) + 1]):
-            return admission.reserve(waiter.upstream, waiter.ask, now)
-        alone = admission.check(waiter.upstream, waiter.ask, now)
-        if alone is not None:
-            return alone
-        return Wait(obstacle=self._first_obstacle(), earliest=now)
+    def has_equals(self, rank: int) -> bool:
+        """Tell whether anybody waits whom a newcomer of this rank does not outrank."""
+        return any(len(each) for each in self._classes[: rank + 1])
 
-    def _first_obstacle(self) -> Obstacle:
+    def first_obstacle(self) -> Obstacle:
+        """Return what the highest of those who wait waits for."""
         return next(oldest.obstacle for each in self._classes if (oldest := each.oldest()) is not None)
 
-    def serve(self, admission: Admission, now: float) -> list[tuple[Waiting, Admitted | Refused]]:
+    def serve(self, reserve: Reserve, now: float) -> list[tuple[Waiting, Admitted | Refused]]:
         """Take out and return those who go now, in order."""
         served: list[tuple[Waiting, Admitted | Refused]] = []
         self.earliest = float("inf")
-        if self._serve_aged(admission, now, served):
+        if self._serve_aged(reserve, now, served):
             for queue in self._classes:
-                if not self._serve_class(queue, admission, now, served):
+                if not self._serve_class(queue, reserve, now, served):
                     break
         return served
 
-    def _serve_aged(self, admission: Admission, now: float, served: list[tuple[Waiting, Admitted | Refused]]) -> bool:
+    def _serve_aged(self, reserve: Reserve, now: float, served: list[tuple[Waiting, Admitted | Refused]]) -> bool:
         """Serve those of lower classes who waited long, as far as their part goes; tell whether others may follow."""
         while (aged := self._oldest_aged(now)) is not None and self._aged_credit >= aged.cost:
-            answer = self._try(aged, admission, now)
+            answer = self._try(aged, reserve, now)
             if answer is None:
-                return aged.obstacle.layer is Layer.USER or now < aged.half_patience_at
+                return not aged.holds_up(now)
             self._aged_credit -= aged.cost
             self._classes[aged.rank].served(aged)
             served.append((aged, answer))
         return True
 
     def _serve_class(
-        self, queue: FairQueue, admission: Admission, now: float, served: list[tuple[Waiting, Admitted | Refused]]
+        self, queue: FairQueue, reserve: Reserve, now: float, served: list[tuple[Waiting, Admitted | Refused]]
     ) -> bool:
         """Serve one class; tell whether lower ones may follow."""
         passed: list[Waiting] = []
         may_pass = True
         while may_pass and len(passed) < BACKFILL and (waiting := queue.pop()) is not None:
-            answer = self._try(waiting, admission, now)
+            answer = self._try(waiting, reserve, now)
             if answer is not None:
                 self._earn(waiting, now)
                 queue.served(waiting)
                 served.append((waiting, answer))
                 continue
             passed.append(waiting)
-            may_pass = waiting.obstacle.layer is Layer.USER or now < waiting.half_patience_at
+            may_pass = not waiting.holds_up(now)
         for waiting in passed:
             queue.put_back(waiting)
         return may_pass
 
-    def _try(self, waiting: Waiting, admission: Admission, now: float) -> Admitted | Refused | None:
-        answer = admission.reserve(waiting.upstream, waiting.ask, now)
+    def _try(self, waiting: Waiting, reserve: Reserve, now: float) -> Admitted | Refused | None:
+        answer = reserve(waiting.upstream, waiting.ask, waiting.rank, now)
         if isinstance(answer, Wait):
-            waiting.obstacle = answer.obstacle
+            waiting.obstacle, waiting.earliest = answer.obstacle, answer.earliest
             self.earliest = min(self.earliest, answer.earliest)
             return None
         return answer

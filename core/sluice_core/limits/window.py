@@ -16,14 +16,14 @@ class SlidingWindow:
     Memory and the cost of a step are bounded by the number of slots; an idle window is empty.
     """
 
-    __slots__ = ("_amounts", "_newest", "_slots", "slot_seconds", "used", "window_seconds")
+    __slots__ = ("_amounts", "_newest", "slot_seconds", "slots", "used", "window_seconds")
 
     def __init__(self, window_seconds: float, slot_seconds: float) -> None:
         self.window_seconds = window_seconds
         self.slot_seconds = slot_seconds
         self.used = 0
         """Use within the window, as of the last call of `expire`."""
-        self._slots = math.ceil(window_seconds / slot_seconds)
+        self.slots = math.ceil(window_seconds / slot_seconds)
         self._amounts: dict[int, int] = {}  # by slot; grows at its end, shrinks at its beginning
         self._newest = -(2**62)
 
@@ -32,7 +32,7 @@ class SlidingWindow:
         slot = int(now // self.slot_seconds)
         if slot > self._newest:
             self._newest = slot
-            amounts, oldest = self._amounts, slot - self._slots
+            amounts, oldest = self._amounts, slot - self.slots
             while amounts:
                 first = next(iter(amounts))
                 if first >= oldest:
@@ -61,22 +61,35 @@ class SlidingWindow:
         elif delta > 0:
             self.take(delta, now)
 
-    def recent(self, now: float) -> int:
-        """Return what was used in the present and the previous slot."""
+    def recent(self, slots: int, now: float) -> int:
+        """Return what was used in the last few slots, the present one included."""
         self.expire(now)
-        return self._amounts.get(self._newest, 0) + self._amounts.get(self._newest - 1, 0)
+        oldest, total = self._newest - slots, 0
+        for slot in reversed(self._amounts):
+            if slot <= oldest:
+                break
+            total += self._amounts[slot]
+        return total
 
-    def earliest(self, amount: int, limit: int, now: float) -> float | None:
-        """Return when `amount` fits under `limit` if nothing else is used till then, or None if it never does."""
-        excess = self.expire(now) + amount - limit
+    def earliest(self, amount: int, limit: int, now: float, slots: int | None = None) -> float | None:
+        """Return when `amount` fits under `limit` if nothing else is used till then, or None if it never does.
+
+        With `slots` the limit is one on the use within so many slots instead of the whole window.
+        """
+        used = self.expire(now) if slots is None else self.recent(slots, now)
+        excess = used + amount - limit
         if excess <= 0:
             return now
         if amount > limit:
             return None
-        for slot, used in self._amounts.items():
-            excess -= used
+        length = self.slots if slots is None else slots
+        oldest = self._newest - length
+        for slot, taken in self._amounts.items():
+            if slots is not None and slot <= oldest:
+                continue
+            excess -= taken
             if excess <= 0:
-                return (slot + 1 + self._slots) * self.slot_seconds
+                return (slot + length + (1 if slots is None else 0)) * self.slot_seconds
         return None
 
 
