@@ -7,6 +7,7 @@ import contextlib
 import secrets
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
@@ -27,6 +28,7 @@ from sluice_core.sync import PodRef
 from sluice_operator.sync import SyncServer
 
 ROUND_SECONDS: Final = 0.5
+MAX_RECORDS: Final = 1000
 
 OnRecord = Callable[[Workload, CallRecord], None]
 
@@ -64,6 +66,7 @@ class Session:
         self._first_port = first_port
         self._control_port = control_port
         self._on_record = on_record
+        self._records: deque[CallRecord] = deque(maxlen=MAX_RECORDS)
         self._tokens: dict[str, PodRef] = {}
         self._mounted: dict[str, tuple[str, dict[str, bytes]]] = {}
         self._stack = contextlib.AsyncExitStack()
@@ -147,9 +150,13 @@ class Session:
             "SLUICE_GRACE_SECONDS": "5",
         }
         port = self._first_port + number if self._first_port else 0
-        sidecar = Sidecar(workload, directory, settings, self._on_record, port)
+        sidecar = Sidecar(workload, directory, settings, self._note, port)
         self._tokens[token] = PodRef(namespace=workload.namespace, name=sidecar.name)
         return sidecar
+
+    def _note(self, workload: Workload, record: CallRecord) -> None:
+        self._records.append(record)
+        self._on_record(workload, record)
 
     def _mount(self, compiled: Compiled) -> None:
         for name, sidecar in self.sidecars.items():
@@ -163,6 +170,7 @@ class Session:
     async def _serve(self, stack: contextlib.AsyncExitStack) -> None:
         application = SyncServer(self.plane.leader, self.plane.board, self._authenticate).application()
         application.router.add_get("/dev/resources", self._get_resources)
+        application.router.add_get("/dev/records", self._get_records)
         application.router.add_post("/dev/annotate", self._annotate)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
@@ -175,6 +183,9 @@ class Session:
 
     async def _get_resources(self, _request: web.Request) -> web.Response:
         return web.Response(body=documents_json(self.store), content_type="application/json")
+
+    async def _get_records(self, _request: web.Request) -> web.Response:
+        return web.Response(body=b"\n".join(map(msgspec.json.encode, self._records)), content_type="application/jsonl")
 
     async def _annotate(self, request: web.Request) -> web.Response:
         # Asking for JSON keeps web pages out: a browser sends it to another origin only after asking first.

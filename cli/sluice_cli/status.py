@@ -1,0 +1,91 @@
+"""`sluice status`: splits and quotas at a glance, or one split metric by metric."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from sluice_cli.cluster import ClusterError, add_source_arguments, source_of
+from sluice_cli.documents import kind_table
+from sluice_cli.tables import render
+from sluice_core.api.crd import BY_NAME
+
+Document = dict[str, Any]
+SHOWN = ("CanarySplit", "QuotaAllocation", "ModelRoute", "Upstream")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("name", nargs="?", help="a CanarySplit, to see it metric by metric")
+    parser.add_argument("-o", "--output", choices=("wide",), help="show more columns")
+    add_source_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables."""
+    now = datetime.now(UTC)
+    try:
+        source = source_of(args)
+        if args.name:
+            print(split_text(_named(source.get("canarysplits"), args.name)))
+            return 0
+        texts = []
+        for name in SHOWN:
+            kind = BY_NAME[name]
+            documents = source.get(kind.plural)
+            if documents:
+                texts.append(render(*kind_table(kind, documents, now, wide=args.output == "wide")))
+    except ClusterError as error:
+        print(f"sluice status: {error}", file=sys.stderr)
+        return 2
+    print("\n\n".join(texts) or "nothing is declared here")
+    return 0
+
+
+def _named(splits: list[Document], name: str) -> Document:
+    for split in splits:
+        if split["metadata"]["name"] == name:
+            return split
+    raise ClusterError(f"there is no CanarySplit {name}")
+
+
+def split_text(split: Document) -> str:
+    """Return one split in full: where it stands, both arms, each metric, its past."""
+    status = split.get("status", {})
+    weight = f"{status.get('weight', 0)} % (in every pod: {status.get('appliedWeight', 0)} %)"
+    lines = [
+        f"Split:    {split['metadata']['name']}",
+        f"Phase:    {status.get('phase', 'not begun')}, step {status.get('step') or '-'}, weight {weight}",
+        f"Verdict:  {status.get('verdict', '-')}: {status.get('reason', '-')}",
+        f"Next:     {status.get('nextTransitionTime') or '-'}   pods synced: {status.get('syncedPods') or '-'}",
+        "",
+        render(("ARM", "VERSION", "REQUESTS", "ERRORS", "ERROR %", "P95 MS", "USD/REQUEST"), _arms(status)),
+    ]
+    if status.get("metrics"):
+        lines += [
+            "",
+            render(("METRIC", "STABLE", "CANDIDATE", "LIMIT", "P", "N", "NEEDS", "VERDICT"), _metrics(status)),
+        ]
+    if status.get("history"):
+        rows = [
+            [each.get("version", ""), each["result"], each.get("finishedAt", ""), each.get("reason", "")]
+            for each in status["history"]
+        ]
+        lines += ["", render(("PAST", "RESULT", "FINISHED", "WHY"), rows)]
+    return "\n".join(lines)
+
+
+def _arms(status: Document) -> list[list[str]]:
+    rows = []
+    for name in ("stable", "candidate"):
+        arm = status.get(name) or {}
+        keys = ("version", "requests", "errors", "errorPercent", "p95Milliseconds", "costPerRequestUSD")
+        rows.append([name, *(str(arm.get(key, "")) for key in keys)])
+    return rows
+
+
+def _metrics(status: Document) -> list[list[str]]:
+    keys = ("name", "stable", "candidate", "limit", "p", "n", "neededRequests", "verdict")
+    return [[str(metric.get(key, "")) for key in keys] for metric in status["metrics"]]
