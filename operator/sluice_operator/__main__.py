@@ -27,6 +27,7 @@ async def run(settings: Settings) -> None:
 
 def main() -> None:
     """Start the operator; exit with 2 when it cannot be started as it is set up."""
+    logs.configure("info")
     try:
         settings = load()
         logs.configure(settings.log_level)
