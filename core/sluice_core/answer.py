@@ -11,6 +11,7 @@ from sluice_core.api.base import Value
 from sluice_core.api.modelroute import Endpoint
 from sluice_core.classify import Failure, Scope, UpstreamError, classify_error, classify_response
 from sluice_core.records import Outcome
+from sluice_core.untrusted import UNREADABLE
 from sluice_core.usage import Usage
 
 
@@ -69,7 +70,7 @@ def read_usage(raw: bytes | Raw) -> Usage | None:
     """Return the usage that a `usage` member holds, in the shape of any endpoint; None if it reports nothing."""
     try:
         wire = _decode_usage(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
     if wire is None:
         return None
@@ -162,7 +163,7 @@ def read_answer(endpoint: Endpoint, status: int, body: bytes) -> Answer:
         fields = _decode_body(body)
     except msgspec.ValidationError:
         fields = _lenient_fields(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return Answer(failure=_NOT_JSON if status == 200 and endpoint in _JSON_ONLY else None)
     return answer_of(endpoint, fields)
 
@@ -171,7 +172,7 @@ def _lenient_fields(body: bytes) -> AnswerBody:
     """Read only the usage: some member has an unknown shape, and what is to be paid matters most."""
     try:
         return AnswerBody(usage=_decode_lenient(body).usage)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return AnswerBody()
 
 
@@ -212,3 +213,23 @@ def _failure(fields: AnswerBody) -> Failure | None:
     if fields.error is not None and fields.status is None:
         return classify_error(fields.error)
     return None
+
+
+class _Event(msgspec.Struct, gc=False):
+    type: str = ""
+    response: AnswerBody | None = None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_CLOSING_EVENTS = frozenset({"response.done", "response.completed", "response.failed", "response.incomplete"})
+
+
+def read_event(endpoint: Endpoint, message: str | bytes) -> Answer | None:
+    """Return the answer that one message of a WebSocket closes, realtime or Responses; None for all other messages."""
+    try:
+        event = _decode_event(message)
+    except UNREADABLE:
+        return None
+    if event.response is None or event.type not in _CLOSING_EVENTS:
+        return None
+    return answer_of(endpoint, event.response)

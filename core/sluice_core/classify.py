@@ -16,6 +16,7 @@ import msgspec
 
 from sluice_core.api.base import Value
 from sluice_core.records import Outcome
+from sluice_core.untrusted import UNREADABLE
 
 
 class Scope(StrEnum):
@@ -220,7 +221,7 @@ def read_error(body: bytes) -> UpstreamError:
         if isinstance(error, UpstreamError):
             return error
         return _decode_bare_error(body) if error is None else UpstreamError(message=error)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return _NO_ERROR
 
 

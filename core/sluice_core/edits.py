@@ -14,6 +14,7 @@ from msgspec import Raw
 from sluice_core.api.base import Value
 from sluice_core.api.modelroute import Endpoint
 from sluice_core.request import RequestFacts, members
+from sluice_core.untrusted import UNREADABLE
 
 PROTECTED_MEMBERS = frozenset({"model", "messages", "input", "prompt", "instructions", "stream", "stream_options"})
 """Members that overrides never set: they hold the conversation, or policy sets them by other means."""
@@ -131,7 +132,7 @@ def _with_usage(options: Raw | None) -> Raw:
     """Return stream options that ask for usage, with whatever else was there kept."""
     try:
         fields = msgspec.json.decode(options, type=dict[str, Raw]) if options is not None else {}
-    except (msgspec.DecodeError, UnicodeDecodeError):  # null, or a wrong type that the upstream would refuse anyway
+    except UNREADABLE:  # null, or a wrong type that the upstream would refuse anyway
         fields = {}
     fields["include_usage"] = Raw(b"true")
     return Raw(_encode(fields))
@@ -144,7 +145,7 @@ def _instruct(endpoint: Endpoint, found: dict[str, Raw], text: str) -> bool:
     elif endpoint is Endpoint.CHAT_COMPLETIONS and "messages" in found:
         try:
             member, value = "messages", _instructed(_decode_list(found["messages"]), text)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             return False  # not a list of messages: the upstream will say so
     else:
         return False

@@ -10,6 +10,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
+from sluice_core.untrusted import UNREADABLE
+
 _ABSENT = Raw(b"")
 _MAX_BRACKETS = 16
 """Brackets that are looked at before it is cheaper to parse the messages."""
@@ -100,7 +102,7 @@ def _has_parts(body: bytes) -> bool:
 def _measure_items(raw: Raw, sizes: _Sizes) -> None:
     try:
         items = _decode_items(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return  # a plain string, tokens, or a shape that we do not know: all of it counts as text
     for item in items:
         if len(item.result):
@@ -113,7 +115,7 @@ def _measure_items(raw: Raw, sizes: _Sizes) -> None:
 def _measure_parts(raw: Raw, sizes: _Sizes) -> None:
     try:
         parts = _decode_parts(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return
     for part in parts:
         if part.image_url is not None or part.type == "input_image":

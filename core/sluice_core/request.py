@@ -16,6 +16,7 @@ from sluice_core.api.base import Value
 from sluice_core.api.modelroute import Endpoint
 from sluice_core.errors import BadRequestError
 from sluice_core.media import measure
+from sluice_core.untrusted import UNREADABLE
 
 _FAMILIES: dict[str, Endpoint] = {
     "completions": Endpoint.COMPLETIONS,
@@ -273,5 +274,5 @@ def _try(decode: Any, raw: Raw) -> Any:
     """Return the value, or None if it is of another type: wrong values are for the upstream to refuse."""
     try:
         return decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None

@@ -10,6 +10,7 @@ from msgspec import Raw
 
 from sluice_core.api.modelroute import Endpoint
 from sluice_core.request import members
+from sluice_core.untrusted import UNREADABLE
 
 _KEPT_SHARE = 0.5
 _INSTRUCTION_ROLES = frozenset({"system", "developer"})
@@ -44,7 +45,7 @@ def shrink(endpoint: Endpoint, body: bytes) -> bytes | None:
     try:
         messages = _decode_list(found["messages"])
         roles = [_decode_message(message).role for message in messages]
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
     start = _first_kept(roles, [len(message) for message in messages])
     if start is None:

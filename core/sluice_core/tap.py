@@ -19,6 +19,7 @@ from sluice_core.answer import AnswerBody, answer_of, most_telling, read_usage
 from sluice_core.api.modelroute import Endpoint
 from sluice_core.classify import TRUNCATED, Failure, UpstreamError, classify_error
 from sluice_core.sse import MAX_EVENT_BYTES, Fragment, SSESplitter, event_fields
+from sluice_core.untrusted import UNREADABLE
 from sluice_core.usage import Usage
 
 _CHOICE_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS})
@@ -147,7 +148,7 @@ class StreamTap:
         """Return the number of the last event of a Responses stream, 0 if it had none."""
         try:
             return _decode_chunk(event_fields(self._last_event)[1]).sequence_number
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             return 0
 
     def feed(self, chunk: bytes) -> bytes:
@@ -184,7 +185,7 @@ class StreamTap:
         if self.content_seen and event.startswith(b"data: {") and type(event) is bytes:
             try:
                 delta = _decode_delta(event[6:])
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except UNREADABLE:
                 delta = None  # several lines, or not a choice stream
             if delta is not None and _is_plain(delta):
                 self._last_event = event
@@ -211,7 +212,7 @@ class StreamTap:
             chunk = _decode_chunk(data)
         except msgspec.ValidationError:
             chunk = _lenient_chunk(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             return  # not JSON: the client's business
         self._learn(name, chunk)
 
@@ -295,7 +296,7 @@ def _without_usage(event: bytes) -> bytes:
     data = event_fields(event)[1]
     try:
         members = _decode_object(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return event
     if members.get("usage", True) is None:
         del members["usage"]
@@ -310,7 +311,7 @@ def _without_usage(event: bytes) -> bytes:
 def _same(data: bytes, members: dict[str, Any]) -> bool:
     try:
         return _decode_object(data) == members
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return False
 
 
@@ -326,7 +327,7 @@ def _lenient_chunk(data: bytes) -> _Chunk:
     """Read only the usage: some member has an unknown shape, and what is to be paid matters most."""
     try:
         return _Chunk(usage=_decode_usage_only(data).usage)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return _Chunk()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluice_core.answer import read_answer, read_usage
+from sluice_core.answer import read_answer, read_event, read_usage
 from sluice_core.api.modelroute import Endpoint
 from sluice_core.records import Outcome
 from sluice_core.usage import Usage
@@ -191,3 +191,44 @@ def test_no_answer_crashes(junk: bytes, endpoint: Endpoint, status: int) -> None
     """Any bytes are read without a fault."""
     read_answer(endpoint, status, junk)
     read_usage(junk)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "event", "usage", "outcome"),
+    [
+        (
+            Endpoint.REALTIME,
+            {"type": "response.done", "response": {"status": "completed", "usage": {"input_tokens": 4}}},
+            Usage(input_tokens=4),
+            None,
+        ),
+        (
+            RESPONSES,
+            {"type": "response.completed", "response": {"id": "r", "usage": {"input_tokens": 4, "output_tokens": 2}}},
+            Usage(input_tokens=4, output_tokens=2),
+            None,
+        ),
+        (
+            RESPONSES,
+            {"type": "response.failed", "response": {"status": "failed", "error": {"code": "server_error"}}},
+            None,
+            Outcome.PROVIDER_ERROR,
+        ),
+    ],
+)
+def test_the_message_that_closes_a_response_on_a_websocket(
+    endpoint: Endpoint, event: dict[str, Any], usage: Usage | None, outcome: Outcome | None
+) -> None:
+    """Usage and failure of each turn are in its closing event (P5)."""
+    answer = read_event(endpoint, json.dumps(event))
+    assert answer is not None
+    assert answer.usage == usage
+    assert (answer.failure.outcome if answer.failure else None) == outcome
+
+
+@pytest.mark.parametrize(
+    "message", ['{"type":"response.audio.delta","delta":"AA=="}', "{}", "", "[1]", '{"type":"response.done"}']
+)
+def test_other_messages_close_nothing(message: str) -> None:
+    """Deltas and whatever else passes by settle no call."""
+    assert read_event(Endpoint.REALTIME, message) is None
