@@ -51,12 +51,13 @@ class Credentials:
         A directory that cannot be read keeps the last good keys: it is about to be replaced, or never existed.
         """
         try:
-            signature = _signature(self._directory)
-            if signature == self._signature:
-                return False
-            read = {name: _read(self._directory / name) for name in _names(self._directory)}
+            names = _names(self._directory)
         except OSError:
             return False
+        signature = tuple((name, _signature(self._directory / name)) for name in names)
+        if signature == self._signature:
+            return False
+        read = {name: _read(self._directory / name) for name in names}
         self._keys = {name: Secret(text) for name, text in read.items() if text}
         self._signature = signature
         return True
@@ -66,18 +67,21 @@ def _names(directory: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(directory) if not entry.name.startswith("."))[:MAX_KEYS]
 
 
-def _signature(directory: Path) -> object:
-    """Changes with a mount's atomic swap, and with any plain file beside it."""
-    return tuple(
-        (name, status.st_ino, status.st_mtime_ns, status.st_size)
-        for name in _names(directory)
-        for status in ((directory / name).stat(),)
-    )
+def _signature(path: Path) -> tuple[int, ...]:
+    """Return what changes with a mount's atomic swap, and with any plain file; nothing for a link to nowhere."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _read(path: Path) -> str:
-    """Return the key in `path`, or nothing if it cannot stand in a header field."""
-    with path.open("rb") as file:
-        data = file.read(MAX_KEY_BYTES + 1)
+    """Return the key in `path`, or nothing if it cannot be read or cannot stand in a header field."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_KEY_BYTES + 1)
+    except OSError:
+        return ""
     text = data.decode("ascii", "replace").strip()
     return text if len(data) <= MAX_KEY_BYTES and text.isascii() and text.isprintable() else ""

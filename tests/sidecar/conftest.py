@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from sluice_cli.mock import MockOpenAI
-from sluice_core.snapshot import Snapshot
+from sluice_core.snapshot import Snapshot, seal
 
 
 def _sibling(name: str) -> ModuleType:
@@ -107,18 +107,35 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="session")
-def shared_sidecar(tmp_path_factory: pytest.TempPathFactory, shared_mock: MockOpenAI) -> Iterator[Any]:
-    """A sidecar of the session that only passes calls on, for tests that change nothing."""
-    sidecar = sidecars.Sidecar(tmp_path_factory.mktemp("shared"), policies.plain(shared_mock.base_url))
-    sidecar.credentials.write(**policies.CREDENTIAL_FILES)
-    yield sidecar.start()
-    sidecar.kill()
+def shared_sidecars(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """The sidecars of the session, by the revision of their policy."""
+    running: dict[str, Any] = {}
+    yield running
+    for sidecar in running.values():
+        sidecar.kill()
+        for secret in policies.SECRETS:
+            assert secret.encode() not in sidecar.output(), "a secret or a prompt has left the sidecar"
 
 
 @pytest.fixture
-def plain(shared_sidecar: Any, mock: MockOpenAI) -> Any:
+def share(shared_sidecars: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Get a sidecar that tests with the same policy share: for those that leave nothing behind in it."""
+
+    def get(snapshot: Snapshot) -> Any:
+        revision = seal(snapshot).revision
+        if revision not in shared_sidecars:
+            sidecar = sidecars.Sidecar(tmp_path_factory.mktemp("shared"), snapshot)
+            sidecar.credentials.write(**policies.CREDENTIAL_FILES)
+            shared_sidecars[revision] = sidecar.start()
+        return shared_sidecars[revision]
+
+    return get
+
+
+@pytest.fixture
+def plain(share: Start, mock: MockOpenAI) -> Any:
     """A sidecar that only passes calls on to the mock."""
-    return shared_sidecar
+    return share(policies.plain(mock.base_url))
 
 
 @pytest.fixture
