@@ -69,8 +69,8 @@ class Moments(Value, frozen=True, kw_only=True):
     """Number, sum and sum of squares of a figure: enough for its mean and variance."""
 
     n: Annotated[int, Meta(ge=0)] = 0
-    sum: float = 0
-    sum_squares: Annotated[float, Meta(ge=0)] = 0
+    sum: float = 0.0
+    sum_squares: Annotated[float, Meta(ge=0)] = 0.0
 
     @property
     def mean(self) -> float:
@@ -134,6 +134,9 @@ class Cohort(msgspec.Struct, frozen=True, array_like=True):
 
 _NO_COHORT: Final = Cohort()
 
+_NO_MOMENTS: Final = Moments()
+"""Shared, so that the wire leaves it out."""
+
 Histogram = dict[int, int]
 """Observations by index of the first edge that is not below them; `len(EDGES_SECONDS)` is the last, open bucket."""
 
@@ -156,10 +159,10 @@ class ArmCounts(Value, frozen=True, kw_only=True):
     latency: Annotated[Histogram, Meta(max_length=len(EDGES_SECONDS) + 1)] = {}
     first_token: Annotated[Histogram, Meta(max_length=len(EDGES_SECONDS) + 1)] = {}
     finish_reasons: Annotated[dict[str, int], Meta(max_length=len(FinishReason))] = {}
-    input_tokens: Moments = Moments()
-    output_tokens: Moments = Moments()
-    cost_usd_micros: Moments = Moments()
-    score: Moments = Moments()
+    input_tokens: Moments = _NO_MOMENTS
+    output_tokens: Moments = _NO_MOMENTS
+    cost_usd_micros: Moments = _NO_MOMENTS
+    score: Moments = _NO_MOMENTS
 
     @property
     def error_count(self) -> int:
@@ -247,6 +250,8 @@ class _Sums:
         self.sum_squares += value * value
 
     def export(self) -> Moments:
+        if not self.n:
+            return _NO_MOMENTS
         return Moments(n=self.n, sum=self.sum, sum_squares=self.sum_squares)
 
 

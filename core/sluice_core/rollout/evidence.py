@@ -23,8 +23,10 @@ STALE_SECONDS: Final = 60.0
 LONE_REQUESTS: Final = 5
 """An interval with this many candidate requests is closed although stable had none."""
 
-RESTART_BELOW: Final = -3.0
-"""When the recent window speaks this clearly of health it begins anew, so that a late fault is seen soon."""
+RESTART_ALTERNATIVE: Final = 3
+RESTART_BELOW: Final = -2.0
+"""When the recent window speaks this clearly against a gross fault (the fourth alternative, a ratio of 3) it begins anew,
+so that a late fault is seen soon: a long healthy time is no credit. Chosen by simulation among five such rules."""
 
 MIN_STABLE_LATENCIES: Final = 20
 """Stable latencies needed before the slow end of its distribution is known."""
@@ -77,7 +79,7 @@ class RateEvidence(Value, frozen=True, kw_only=True):
     def with_interval(self, scores: Scores, events: Pair, n: Pair, discount: float) -> RateEvidence:
         """Return the evidence after one more interval."""
         recent, windows = self.recent.with_interval(scores, events, n), self.windows
-        if log_evidence(recent.scores, discount) < RESTART_BELOW:
+        if recent.scores[RESTART_ALTERNATIVE] / discount < RESTART_BELOW:
             recent, windows = Window(), windows + 1
         return RateEvidence(
             whole=self.whole.with_interval(scores, events, n),
@@ -85,6 +87,11 @@ class RateEvidence(Value, frozen=True, kw_only=True):
             windows=windows,
             n=self.n + n[0],
         )
+
+    @property
+    def neutral(self) -> float:
+        """Return the log e-value of no evidence at all: below 0, as weight is set aside for windows to come."""
+        return math.log(0.5 + 1 / (2 * self.windows * (self.windows + 1)))
 
     def log_e(self, discount: float, least_ratio: float) -> float:
         """Return the log e-value of harm, from the windows in which the ratio itself exceeds `least_ratio`.

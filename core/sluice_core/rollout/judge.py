@@ -183,7 +183,7 @@ def _metric(
         n, (log_e, leaning) = mean.n, _mean_evidence(rule, mean, evidence, rules, discount)
     elif rate is not None:
         n, log_e = rate.n, rate.log_e(discount, _least_ratio(rule, rules))
-        leaning = log_e > 0
+        leaning = log_e > rate.neutral + 1e-6
     else:
         n, log_e, leaning = 0, -math.inf, False
     harmful = log_e >= threshold and (ceiling_applies or rule.metric is not Metric.ERROR_CEILING)
