@@ -99,7 +99,7 @@ class Estimator:
         limit = facts.max_output_tokens if max_output_tokens is None else max_output_tokens
         if limit is None:
             output_tokens = round(learned.output) * facts.n
-            floor = facts.text_characters // CHARACTERS_PER_TOKEN
+            floor = -(-facts.text_characters // CHARACTERS_PER_TOKEN) + _media_tokens(facts)
             tokens = input_tokens + output_tokens
         else:
             output_tokens = max(0, limit) * facts.n
