@@ -129,7 +129,12 @@ def _check_list_map(node: Schema, path: str) -> None:
 
 
 def _observed(schema: Schema) -> Schema:
-    kept = {name: value for name, value in schema.items() if name not in ("default", RULES)}
+    """Return the schema of what the operator writes: no rules, and of the defaults only the zeros of counts.
+
+    Zeros are left out where a status is written; people are to read 0 in a column, not a blank.
+    """
+    dropped = (RULES,) if schema.get("type") == "integer" else ("default", RULES)
+    kept = {name: value for name, value in schema.items() if name not in dropped}
     if "properties" in kept:
         kept["properties"] = {name: _observed(inner) for name, inner in kept["properties"].items()}
     for name in ("items", "additionalProperties"):
