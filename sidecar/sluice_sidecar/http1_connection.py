@@ -262,14 +262,17 @@ class Connection(asyncio.Protocol):
     # Waiting ------------------------------------------------------------------------------------------------------
 
     async def _wait(self) -> None:
-        if self._fault is not None:
-            raise self._fault
+        self._raise_fault()
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
             self._waiter = None
-        if self._fault is not None and not self._chunks:
+        if not self._chunks:
+            self._raise_fault()
+
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
             raise self._fault
 
     def _wake(self) -> None:
