@@ -36,6 +36,8 @@ def crd_text(kind: crd.Kind) -> str:
 
 GENERATED: Mapping[str, Callable[[], str]] = {
     **{f"crds/{GROUP}_{kind.plural}.yaml": partial(crd_text, kind) for kind in crd.KINDS},
+    # the chart has to hold its own copy: helm packages nothing from outside
+    **{f"charts/sluice/files/crds/{GROUP}_{kind.plural}.yaml": partial(crd_text, kind) for kind in crd.KINDS},
 }
 
 

@@ -69,7 +69,7 @@ def inject(
     """
     metadata, spec = _object(pod.get("metadata")), _object(pod.get("spec"))
     annotations = _object(metadata.get("annotations"))
-    if _object(metadata.get("labels")).get(INJECT_LABEL) == "false":
+    if _object(metadata.get("labels")).get(INJECT_LABEL, "true") != "true":
         return Injection(outcome=Outcome.OPTED_OUT)
     present = _sidecar_of(spec)
     if reason := _unsupported(spec, annotations, present):

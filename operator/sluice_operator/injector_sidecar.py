@@ -62,6 +62,7 @@ def container(
         "name": CONTAINER_NAME,
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
+        "command": ["sluice-sidecar"],  # whatever the image's own entry point is
         "env": _environment(settings, grace_seconds, when_unconfigured),
         "ports": [{"name": "sluice-admin", "containerPort": settings.admin_port, "protocol": "TCP"}],
         "resources": resources,

@@ -121,10 +121,16 @@ class SyncServer:
             raise web.HTTPUnauthorized(text="a service-account token of audience sluice is needed")
         return identity
 
+    def _require_leader(self) -> None:
+        """Turn a caller away whom the service has sent to a standby; without the connection, the next try may do."""
+        if not self._leader.leading:
+            refusal = web.HTTPServiceUnavailable(text="not the leader", headers={"Retry-After": "1"})
+            refusal.force_close()
+            raise refusal
+
     async def _sync(self, request: web.Request) -> web.Response:
         identity = await self._identity(request)
-        if not self._leader.leading:
-            raise web.HTTPServiceUnavailable(text="not the leader", headers={"Retry-After": "1"})
+        self._require_leader()
         try:
             report = _requests.decode(await request.read())
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -139,6 +145,7 @@ class SyncServer:
         namespace = request.query.get("namespace", "")
         if namespace != identity.namespace:
             raise web.HTTPForbidden(text="the token belongs to another namespace")
+        self._require_leader()
         try:
             wait_seconds = min(max(float(request.query.get("waitSeconds", "0")), 0.0), MAX_WAIT_SECONDS)
         except ValueError:
