@@ -26,6 +26,7 @@ from sluice_operator.loop import Loop
 from sluice_operator.metrics import Metrics
 from sluice_operator.observe import Observer, Watches
 from sluice_operator.reconcile import Reconciler
+from sluice_operator.resource_metrics import ResourceMetrics
 from sluice_operator.rollouts import FleetRollouts
 from sluice_operator.settings import CertificateIssuer, Settings, address
 from sluice_operator.sync import PolicyBoard, SyncServer
@@ -79,6 +80,7 @@ class Operator:
         self.world = World()
         self.board = PolicyBoard()
         self.metrics = Metrics()
+        self.metrics.registry.register(ResourceMetrics(self.world, lambda: self.leadership.leading))
         self.observer = Observer(
             self.world, self._cluster, clock=monotonic, resync_seconds=settings.resync_seconds, changed=self.wake
         )
@@ -93,6 +95,7 @@ class Operator:
             events=Events(writer, identity=settings.pod_name or identity, wall=time.time),
             clock=monotonic,
             wall=time.time,
+            own_namespace=settings.namespace,
             drift_seconds=settings.drift_seconds,
             reread_seconds=settings.reread_seconds,
         )
@@ -165,6 +168,7 @@ class Operator:
             wall=time.time,
             issue=settings.certificate_issuer is CertificateIssuer.SLUICE,
         )
+        self.reconciler.policies.authorities = lambda: keeper.authorities
         async with asyncio.TaskGroup() as group:
             group.create_task(keeper.run())
             await keeper.loaded.wait()

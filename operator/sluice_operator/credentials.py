@@ -18,7 +18,7 @@ from sluice_core.compile.upstreams import credential_file
 from sluice_core.snapshot import Snapshot
 from sluice_operator.cluster import ApiError, Cluster, NotFoundError
 from sluice_operator.kinds import CREDENTIALS_SECRET, SECRETS
-from sluice_operator.publish import NamedObjects, in_each
+from sluice_operator.publish import NamedObjects, NotPublished, in_each
 
 MAX_KEY_CHARACTERS: Final = 16_384
 
@@ -100,8 +100,12 @@ class CredentialPublisher:
 
     async def publish(
         self, upstreams: Iterable[Upstream], snapshots: Mapping[str, Snapshot], leaving: frozenset[str]
-    ) -> None:
-        """Make every namespace's Secret hold exactly the keys that its snapshot names."""
+    ) -> dict[str, NotPublished]:
+        """Make every namespace's Secret hold exactly the keys that its snapshot names.
+
+        Returns:
+            The namespaces where that failed, and why.
+        """
         origin = sources(upstreams)
         await self._read({(each.namespace, each.secret) for each in origin.values()})
         needs = {namespace: files for namespace, files in wanted(snapshots).items() if namespace not in leaving}
@@ -119,6 +123,7 @@ class CredentialPublisher:
         faults |= await in_each(sorted(gone), remove)
         for namespace, error in faults.items():
             _log.warning("credentials_not_written", namespace=namespace, error=str(error))
+        return {namespace: _behind(namespace, error) for namespace, error in faults.items()}
 
     def found(self, upstream: Upstream) -> KeyFindings:
         """Return which of an upstream's keys were found at the last reading."""
@@ -201,6 +206,11 @@ class CredentialPublisher:
         except NotFoundError:
             return {}
         return {file: stored[file] for file in files if file in stored}
+
+
+def _behind(namespace: str, error: ApiError) -> NotPublished:
+    message = f"Secret {CREDENTIALS_SECRET} in namespace {namespace} cannot be written: {error}"
+    return NotPublished(reason="CredentialsNotWritten", message=message)
 
 
 def _digest(data: Mapping[str, str]) -> str:

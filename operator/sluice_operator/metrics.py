@@ -1,4 +1,4 @@
-"""The operator's own metrics. Labels come from closed sets; nothing is labelled by pod, user or resource."""
+"""The operator's own metrics. Labels come from closed sets; nothing is labelled by pod or user."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ class Metrics:
         self.problems = Gauge(
             "sluice_operator_problems", "Problems told in the status of resources.", registry=self.registry
         )
+        self.uninjected_pods = Gauge(
+            "sluice_operator_uninjected_pods", "Pods that lack their sidecar.", registry=self.registry
+        )
         self._counted: dict[Counter, int] = {}
 
     def observe_round(self, reconciler: Reconciler, leading: bool, seconds: float) -> None:
@@ -42,6 +45,7 @@ class Metrics:
         self._advance(self.writes.labels(type="credentials"), reconciler.credentials.writes)
         self._advance(self.writes.labels(type="status"), reconciler.statuses.writes)
         self._advance(self.conflicts, reconciler.statuses.conflicts)
+        self.uninjected_pods.set(reconciler.uninjected if leading else 0)
         self.problems.set(reconciler.problems if leading else 0)
 
     def render(self) -> bytes:

@@ -19,8 +19,8 @@ import structlog
 
 from sluice_core.api.base import GROUP
 from sluice_operator.cluster import ApiError, Cluster
-from sluice_operator.kinds import OBSERVED, ResourceType
-from sluice_operator.world import World
+from sluice_operator.kinds import OBSERVED, PODS, ResourceType
+from sluice_operator.world import PodObject, World
 
 Json = dict[str, Any]
 RESTART_SECONDS: Final = 5.0
@@ -68,12 +68,18 @@ class Observer:
         for type_ in OBSERVED:
             asked_at = self._clock()
             try:
-                listing = await self._cluster.list_all(type_, dict[str, Any])
+                listing = await self._list(type_)
             except ApiError as error:
                 _log.warning("listing_failed", kind=type_.kind, error=str(error))
                 continue
             if self._world.replace(type_, listing, asked_at):
                 self.changed.set()
+
+    async def _list(self, type_: ResourceType) -> list[Json]:
+        if type_ != PODS:
+            return await self._cluster.list_all(type_, dict[str, Any])
+        # Thousands of pods with all that they carry would be a hundred megabytes, if only for a moment.
+        return [msgspec.to_builtins(pod) for pod in await self._cluster.list_all(type_, PodObject)]
 
     async def run(self) -> None:
         """List for ever: at the pace of a safety net, or in place of the watches as long as there are none.

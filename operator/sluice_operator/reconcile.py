@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from sluice_core.api.base import Status
+from sluice_core.api.base import ObjectMeta, Status
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.modelroute import ModelRoute, ModelRouteStatus
 from sluice_core.api.quotaallocation import QuotaAllocation, QuotaAllocationStatus
@@ -24,14 +24,17 @@ from sluice_operator.credentials import CredentialPublisher
 from sluice_operator.events import Events
 from sluice_operator.fleet import Board, Fleet
 from sluice_operator.gather import Inputs, gather
+from sluice_operator.kinds import PODS
 from sluice_operator.publish import NotPublished, PolicyPublisher
 from sluice_operator.rollouts import Drafts, Rollouts
 from sluice_operator.status import Facts
 from sluice_operator.statuses import StatusWriter, stored_status, with_sync
+from sluice_operator.uninjected import MESSAGE, uninjected
 from sluice_operator.world import Held, World
 
 _log = structlog.get_logger()
 DRIFT_SECONDS: Final = 10.0
+MAX_TOLD_PODS: Final = 20
 
 
 class Reconciler:
@@ -48,6 +51,7 @@ class Reconciler:
         events: Events,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        own_namespace: str = "sluice-system",
         drift_seconds: float = DRIFT_SECONDS,
         reread_seconds: float = DRIFT_SECONDS,
     ) -> None:
@@ -58,6 +62,7 @@ class Reconciler:
         self._events = events
         self._clock = clock
         self._wall = wall
+        self._own_namespace = own_namespace
         self._drift_seconds = drift_seconds
         self._looked_at = float("-inf")
         self._behind: dict[str, NotPublished] = {}
@@ -66,6 +71,8 @@ class Reconciler:
         self.statuses = StatusWriter(cluster, world, events, clock=clock, wall=wall)
         self._drafts = Drafts(clock)
         self._compiled: tuple[int, Compiled] | None = None
+        self._told_uninjected: set[str] = set()
+        self.uninjected = 0
         self.problems = 0
         self.busy = False
 
@@ -89,9 +96,10 @@ class Reconciler:
         if not await self._look():
             return
         upstreams = [each for each in inputs.resources if isinstance(each, Upstream)]
-        await self.credentials.publish(upstreams, compiled.snapshots, inputs.leaving)
-        self._behind = await self.policies.publish(compiled.snapshots, inputs.leaving)
+        without_keys = await self.credentials.publish(upstreams, compiled.snapshots, inputs.leaving)
+        self._behind = without_keys | await self.policies.publish(compiled.snapshots, inputs.leaving)
         await self._report(inputs, compiled)
+        await self._tell_uninjected()
 
     def follow(self) -> None:
         """Do one round as standby: know the policy and serve it, write nothing."""
@@ -174,6 +182,19 @@ class Reconciler:
             self.problems += len(facts.problems)
             await self.statuses.write(held, self._status(held, facts, inputs, compiled), facts)
         self.statuses.forget(set(current))
+
+    async def _tell_uninjected(self) -> None:
+        pods = uninjected(self._world, self._own_namespace)
+        self.uninjected = len(pods)
+        # A few per round: whoever opts in a namespace full of pods must not flood the event list at once.
+        news = [pod for pod in pods if pod.uid not in self._told_uninjected][:MAX_TOLD_PODS]
+        for pod in news:
+            about = ObjectMeta(
+                name=pod.name, namespace=pod.namespace, uid=pod.uid, resource_version=pod.resource_version
+            )
+            await self._events.tell(PODS, about, "SidecarMissing", MESSAGE, warning=True)
+        present = {pod.uid for pod in pods}
+        self._told_uninjected = (self._told_uninjected | {pod.uid for pod in news}) & present
 
     def _facts(self, held: Held, inputs: Inputs, compiled: Compiled) -> Facts:
         resource = held.resource

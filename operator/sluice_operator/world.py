@@ -33,6 +33,9 @@ TYPES: Final[Mapping[str, type[AnyResource]]] = {
 }
 
 
+_MIRROR_ANNOTATION: Final = "kubernetes.io/config.mirror"
+
+
 class Held(Value, frozen=True, kw_only=True):
     """One object of the four kinds: typed if it can be read, else with the problem that says why not."""
 
@@ -49,7 +52,7 @@ class Held(Value, frozen=True, kw_only=True):
 
 
 class Pod(Value, frozen=True, kw_only=True):
-    """What matters of a pod."""
+    """What matters of a pod. A barred one cannot have a sidecar: the injector leaves it alone."""
 
     namespace: str
     name: str
@@ -58,6 +61,7 @@ class Pod(Value, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     injected: bool = False
     leaving: bool = False
+    barred: bool = False
 
 
 class Namespace(Value, frozen=True, kw_only=True):
@@ -69,21 +73,36 @@ class Namespace(Value, frozen=True, kw_only=True):
     leaving: bool = False
 
 
-class _Container(msgspec.Struct):
+class _Container(msgspec.Struct):  # or anything else that has a name
     name: str = ""
 
 
 class _PodSpec(msgspec.Struct, rename="camel"):
     containers: list[_Container] = []
     init_containers: list[_Container] | None = None
+    host_network: bool = False
+    node_selector: dict[str, str] | None = None
+    os: _Container | None = None
 
 
 class _PodStatus(msgspec.Struct):
     phase: str = ""
 
 
-class _PodObject(msgspec.Struct):
-    metadata: ObjectMeta
+class _PodMeta(msgspec.Struct, rename="camel"):
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class PodObject(msgspec.Struct):
+    """The few fields that are taken out of a pod as it is read; the rest of it never becomes an object here."""
+
+    metadata: _PodMeta
     spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
     status: _PodStatus = msgspec.field(default_factory=_PodStatus)
 
@@ -111,7 +130,7 @@ def read(type_: ResourceType, raw: Json) -> Known:
 
 
 def _read_pod(raw: Json) -> Pod:
-    pod = msgspec.convert(raw, _PodObject)
+    pod = msgspec.convert(raw, PodObject)
     containers = (*pod.spec.containers, *(pod.spec.init_containers or ()))
     return Pod(
         namespace=pod.metadata.namespace,
@@ -121,7 +140,13 @@ def _read_pod(raw: Json) -> Pod:
         labels=pod.metadata.labels,
         injected=any(container.name == SIDECAR_CONTAINER for container in containers),
         leaving=pod.metadata.deletion_timestamp is not None or pod.status.phase in ("Succeeded", "Failed"),
+        barred=_barred(pod),
     )
+
+
+def _barred(pod: PodObject) -> bool:
+    systems = (pod.spec.os.name if pod.spec.os else "", (pod.spec.node_selector or {}).get("kubernetes.io/os", ""))
+    return pod.spec.host_network or "windows" in systems or _MIRROR_ANNOTATION in pod.metadata.annotations
 
 
 def _read_resource(type_: ResourceType, raw: Json) -> Held:

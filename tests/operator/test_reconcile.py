@@ -475,3 +475,26 @@ async def test_a_quota_that_selects_nobody_says_so_and_is_ready(operator, api, t
     selected = condition(api, QUOTA_ALLOCATIONS, "openai", "platform", "WorkloadsSelected")
     assert (selected["status"], selected["reason"]) == ("False", "NobodySelected")
     assert condition(api, QUOTA_ALLOCATIONS, "openai", "platform", "Ready")["status"] == "True"
+
+
+async def test_a_pod_without_its_sidecar_is_told_of_once(operator, api, team):
+    """Opted in and not injected: an event on the pod with the mend; what cannot have a sidecar is left out."""
+    pod(api, "chat-2", "team", injected=False, **{"sluice.dev/inject": "true"})
+    pod(api, "chat-3", "team", injected=False)
+    pod(api, "chat-4", "team", injected=False, phase="Succeeded", **{"sluice.dev/inject": "true"})
+    host = {"containers": [{"name": "app"}], "hostNetwork": True}
+    api.put(PODS, "node-agent", "team", metadata={"labels": {"sluice.dev/inject": "true"}}, spec=host)
+    for _ in range(3):
+        await operator.round()
+    told = [event for event in api.all(EVENTS) if event["reason"] == "SidecarMissing"]
+    assert [(event["involvedObject"]["name"], event["count"]) for event in told] == [("chat-2", 1)]
+    assert operator.reconciler.uninjected == 1
+
+
+async def test_a_key_that_cannot_be_written_is_under_way(operator, api, team):
+    """While the derived Secret cannot be written, what needs it is not Ready."""
+    api.fail(500, "InternalError", method="patch", path="/secrets/")
+    await operator.round()
+    assert condition(api, MODEL_ROUTES, "chat", "team", "Reconciling")["reason"] == "CredentialsNotWritten"
+    await operator.round()
+    assert condition(api, MODEL_ROUTES, "chat", "team", "Ready")["status"] == "True"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from sluice_core.api.canarysplit_status import CanarySplitStatus, Phase
 from sluice_core.records import Outcome
@@ -17,6 +18,7 @@ from sluice_operator.kinds import CANARY_SPLITS, CONFIG_MAPS, EVENTS, MODEL_ROUT
 from sluice_operator.leader import Leader
 from sluice_operator.observe import Observer
 from sluice_operator.reconcile import Reconciler
+from sluice_operator.resource_metrics import ResourceMetrics
 from sluice_operator.rollouts import FleetRollouts
 from sluice_operator.sync import PolicyBoard
 from sluice_operator.webhooks import Webhooks
@@ -147,9 +149,14 @@ async def test_a_failing_candidate_is_off_within_ten_seconds(cluster, clock, api
     await replica.round()
     await replica.round()
     assert split_in_force(api).weight == 25
+    metrics = CollectorRegistry()
+    metrics.register(ResourceMetrics(replica.world, lambda: True))
+    labels = {"namespace": "team", "name": "chat"}
+    assert metrics.get_sample_value("sluice_rollout_weight_percent", labels) == 25
     seconds = await go_on(replica, sidecar, api, fails=1.0, seconds=30, until=Phase.ROLLED_BACK)
     assert seconds <= 10
     assert split_in_force(api).weight == 0
+    assert metrics.get_sample_value("sluice_rollout_verdict", {**labels, "verdict": "Harm"}) == 1
     assert condition(api, "Stalled")["status"] == "True"
     assert condition(api, "Ready")["status"] == "False"
     assert any(event["reason"] == "RolledBack" and event["type"] == "Warning" for event in api.all(EVENTS))
