@@ -25,7 +25,7 @@ LONE_REQUESTS: Final = 5
 
 RESTART_ALTERNATIVE: Final = 3
 RESTART_BELOW: Final = -2.0
-"""When the recent window speaks this clearly against a gross fault (the fourth alternative, a ratio of 3) it begins anew,
+"""When the recent window speaks this clearly against a gross fault (the fourth alternative, a ratio of 3) it restarts,
 so that a late fault is seen soon: a long healthy time is no credit. Chosen by simulation among five such rules."""
 
 MIN_STABLE_LATENCIES: Final = 20

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from sluice_core.rollout.counts import CANDIDATE, STABLE, ArmCounts
 
 MAX_INSTANCES: Final = 20_000
 """Instances remembered at most; beyond it reports of new ones are refused rather than counted wrong."""
+
+MAX_ARMS: Final = 512
+"""Arms remembered of one instance before those that it no longer reports are dropped."""
 
 _Arm = tuple[str, str, str]
 
@@ -27,7 +30,7 @@ class CountLedger:
         self._totals: dict[_Arm, ArmCounts] = {}
         self._seeded: set[tuple[str, str]] = set()
 
-    def report(self, instance: str, counts: Iterable[ArmCounts], *, first: bool) -> bool:
+    def report(self, instance: str, counts: Sequence[ArmCounts], *, first: bool) -> bool:
         """Take in one sidecar's totals; return False if there is no room for another instance.
 
         Args:
@@ -51,6 +54,9 @@ class CountLedger:
             fresh = _fresh(count, before)
             total = self._totals.get(name)
             self._totals[name] = fresh if total is None else total.plus(fresh)
+        if len(known) > MAX_ARMS:  # what a sidecar no longer reports is over
+            reported = {_name(count) for count in counts}
+            self._last[instance] = {name: count for name, count in known.items() if name in reported}
         return True
 
     def forget(self, instance: str) -> None:
@@ -80,13 +86,13 @@ class CountLedger:
         return stable, candidate
 
     def keep(self, revisions: Iterable[tuple[str, str]]) -> None:
-        """Drop all but these (split, revision) pairs, so that past rollouts take no memory."""
+        """Drop the totals of all but these (split, revision) pairs, so that past rollouts take no memory.
+
+        What each instance reported last stays known: a revision that comes back is not counted twice.
+        """
         kept = set(revisions)
         self._totals = {name: count for name, count in self._totals.items() if name[:2] in kept}
         self._seeded &= kept
-        for counts in self._last.values():
-            for name in [name for name in counts if name[:2] not in kept]:
-                del counts[name]
 
 
 def _name(count: ArmCounts) -> _Arm:

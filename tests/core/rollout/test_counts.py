@@ -20,7 +20,7 @@ from sluice_core.rollout.counts import (
     Cohort,
     Moments,
 )
-from sluice_core.rollout.merge import CountLedger
+from sluice_core.rollout.merge import MAX_ARMS, CountLedger
 from sluice_core.usage import Usage
 
 
@@ -159,6 +159,26 @@ def test_past_revisions_take_no_memory() -> None:
     ledger.keep([("team/chat", "r-2")])
 
     assert ledger.arms("team/chat", "r-1")[0].requests == 0
+
+
+def test_a_revision_that_comes_back_is_not_counted_twice() -> None:
+    """A split that is out of force for a moment goes on from what its status remembers."""
+    ledger = CountLedger()
+    ledger.report("a", [counted(10)], first=True)
+    remembered = ledger.arms("team/chat", "r-1")
+    ledger.keep([])
+    ledger.report("a", [counted(12)], first=False)
+
+    assert ledger.arms("team/chat", "r-1", known=remembered)[0].requests == 12
+
+
+def test_arms_that_are_no_longer_reported_are_forgotten() -> None:
+    """The memory of one sidecar is bounded however many rollouts it has seen."""
+    ledger = CountLedger()
+    for number in range(2000):
+        ledger.report("a", [counter(revision=f"r-{number}").export()], first=number == 0)
+
+    assert max(len(known) for known in ledger._last.values()) <= MAX_ARMS
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.booleans()), max_size=30))

@@ -48,7 +48,7 @@ def test_buckets_are_those_of_the_published_formula(key: str, bucket: int) -> No
 
 
 @given(st.text(), st.integers(0, 100), st.integers(0, 100))
-def test_a_ramp_moves_users_to_the_candidate_only(user: str, low: int, high: int) -> None:
+def test_a27_a_ramp_moves_users_to_the_candidate_only(user: str, low: int, high: int) -> None:
     """Who has the candidate at some weight has it at every larger weight."""
     small, large = sorted((low, high))
     headers = {"x-user-id": user or "someone"}
