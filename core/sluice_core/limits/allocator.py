@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct
 
 from sluice_core.api.upstream import Limits, ModelLimits
-from sluice_core.limits.admission import HOLD_MARGIN_SECONDS
+from sluice_core.limits.accounts import HOLD_MARGIN_SECONDS
 from sluice_core.limits.holdings import Ledger, with_slack
 from sluice_core.limits.keys import LEASED, SLOT_SECONDS, WINDOW_SECONDS, Dimension, LimitKey, capacity_of, parse
 from sluice_core.limits.safe import safe_part

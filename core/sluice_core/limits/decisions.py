@@ -24,6 +24,11 @@ class Ask(Struct, frozen=True, kw_only=True):
     user: str | None = None
     user_class: str | None = None
 
+    @property
+    def amounts(self) -> tuple[int, int, int, int]:
+        """Return what is asked for: requests, tokens, money and slots, as `Meter.unit` counts them."""
+        return (self.requests, self.tokens, self.usd_micros, 1 if self.requests else 0)
+
 
 class Reservation:
     """What one attempt holds. It must be settled or released; whichever comes first counts."""

@@ -11,6 +11,14 @@ from sluice_core.limits.lease import Allowance
 from sluice_core.limits.window import SlidingWindow, SlotPool
 
 _DENIED_SLOT_SECONDS: Final = 5.0
+# Which of the amounts of a call a dimension counts.
+_UNITS: Final = {
+    Dimension.REQUESTS: 0,
+    Dimension.REQUESTS_DAY: 0,
+    Dimension.TOKENS: 1,
+    Dimension.MONEY_DAY: 2,
+    Dimension.CONCURRENCY: 3,
+}
 LEASE_ROUND_SECONDS: Final = 2.0
 """How long the answer to a report of new demand takes at most, as a forecast for those who wait for it."""
 
@@ -18,12 +26,13 @@ LEASE_ROUND_SECONDS: Final = 2.0
 class Meter(ABC):
     """Use, allowance and unmet demand in one dimension. `name` says in refusals and metrics which limit it is."""
 
-    __slots__ = ("_denied", "allowance", "dimension", "largest_waiting", "layer", "name", "waiting")
+    __slots__ = ("_denied", "allowance", "dimension", "largest_waiting", "layer", "name", "unit", "waiting")
 
     def __init__(self, *, name: str, layer: Layer, dimension: Dimension, allowance: Allowance) -> None:
         self.name = name
         self.layer = layer
         self.dimension = dimension
+        self.unit = _UNITS[dimension]
         self.allowance = allowance
         self.waiting = 0
         self.largest_waiting = 0

@@ -3,8 +3,9 @@
 1. Every allocation gets its demand, up to its guaranteed share.
 2. What is left is lent to allocations that want more: max-min fair, weighted by priority.
 3. Within an allocation all pods get their demand up to one common level (the water level of max-min fairness).
-4. What nobody wants is spread as headroom in proportion to demand, so that growth need not wait for a round. A tenth
-   of it is kept back for pods that have not come yet.
+4. What nobody wants is headroom, so that growth need not wait for a round. Of the share that an allocation was promised
+   and does not use, half goes to its own pods and nothing to others: it is there at once when it is wanted. What was
+   promised to nobody is spread over all, but for a tenth that is kept back for pods that have not come yet.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ WEIGHTS: Final = {
     Priority.LOW: 1,
 }
 _SPREAD: Final = 0.9
+_SPREAD_OF_OWN: Final = 0.5
 
 
 class Share(Struct, frozen=True, kw_only=True):
@@ -65,18 +67,21 @@ def plan(capacity: int, shares: Sequence[Share], demands: Mapping[str, Sequence[
     for name, lent in _lend(left, shares, wants).items():
         granted[name] += lent
         left -= lent
+    spare = {name: max(0.0, promised[name] - granted[name]) for name in granted}
     total, pods = sum(totals.values()), sum(len(each) for each in demands.values())
+    common = max(0.0, left - sum(spare.values()))
     factor = base = 0.0
-    if left >= 1.0 and pods:
+    if common >= 1.0 and pods:
         # Half in proportion to demand, half to everybody alike; without any demand all of it alike.
-        factor = _SPREAD * left / (2 * total) if total else 0.0
-        base = _SPREAD * left / (2 * pods if total else pods)
+        factor = _SPREAD * common / (2 * total) if total else 0.0
+        base = _SPREAD * common / (2 * pods if total else pods)
     levels = {}
     for share in shares:
         each = demands.get(share.name, ())
         met = totals[share.name] <= granted[share.name]
         level = float("inf") if met else water_level(granted[share.name], each)
-        levels[share.name] = Level(level=level, factor=factor, base=base)
+        own = _SPREAD_OF_OWN * min(spare[share.name], left) / len(each) if each else 0.0
+        levels[share.name] = Level(level=level, factor=factor, base=base + own)
     return levels
 
 
