@@ -20,6 +20,7 @@ from sluice_operator.kinds import CONFIG_MAPS, MANAGED_LABELS, POLICY_CONFIG_MAP
 MAX_POLICY_BYTES: Final = 1_000_000
 """A ConfigMap holds 1 MiB with its metadata; what is above this is refused before the API server does it."""
 MAX_WRITES_AT_ONCE: Final = 8
+AUTHORITIES_KEY: Final = "ca.crt"
 REVISION_ANNOTATION: Final = "sluice.dev/revision"
 
 _log = structlog.get_logger()
@@ -123,10 +124,12 @@ async def in_each(namespaces: list[str], step: Callable[[str], Awaitable[None]])
 class PolicyPublisher:
     """Keeps every namespace's ConfigMap equal to its snapshot."""
 
-    __slots__ = ("_objects", "writes")
+    __slots__ = ("_objects", "authorities", "writes")
 
     def __init__(self, cluster: Cluster) -> None:
         self._objects = NamedObjects(cluster, CONFIG_MAPS, POLICY_CONFIG_MAP)
+        # Whom sidecars trust on the sync channel, as PEM. It travels with the policy: a mount follows a renewal.
+        self.authorities: Callable[[], str] = str
         self.writes = 0
 
     def forget(self) -> None:
@@ -144,8 +147,10 @@ class PolicyPublisher:
         """
         behind: dict[str, NotPublished] = {}
         texts: dict[str, str] = {}
+        authorities = self.authorities()
+        trust = {AUTHORITIES_KEY: authorities} if authorities else {}
         for namespace, snapshot in snapshots.items():
-            if namespace in leaving or self._objects.current(namespace, snapshot.revision):
+            if namespace in leaving or self._objects.current(namespace, snapshot.revision + authorities):
                 continue
             text = encode(snapshot).decode()
             if len(text.encode()) > MAX_POLICY_BYTES:
@@ -156,8 +161,8 @@ class PolicyPublisher:
         async def write(namespace: str) -> None:
             revision = snapshots[namespace].revision
             metadata = {"annotations": {REVISION_ANNOTATION: revision}}
-            body = {"metadata": metadata, "data": {POLICY_KEY: texts[namespace]}}
-            if await self._objects.write(namespace, revision, body):
+            body = {"metadata": metadata, "data": {POLICY_KEY: texts[namespace], **trust}}
+            if await self._objects.write(namespace, revision + authorities, body):
                 self.writes += 1
                 _log.info("policy_published", namespace=namespace, revision=revision)
 
