@@ -13,7 +13,7 @@ from sluice_core.api.quotaallocation import Allocation, Budget, QuotaAllocation,
 from sluice_core.compile.selectors import implies
 from sluice_core.compile.tiers import has_any_limit
 from sluice_core.compile.upstreams import NamespaceLabels, UpstreamIndex, namespace_labels
-from sluice_core.limits.admission import UNALLOCATED
+from sluice_core.limits.accounts import UNALLOCATED
 from sluice_core.limits.safe import safe_limits, safe_model_limits
 from sluice_core.problems import Reason, Report, ResourceId
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
