@@ -53,7 +53,8 @@ def test_the_sdk_retries_where_waiting_can_help_and_nowhere_else(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "header", "milliseconds"), [(0.2, "1", "200"), (30.0, "30", "30000"), (-1.0, "0", "0")]
+    ("seconds", "header", "milliseconds"),
+    [(0.2, "1", "200"), (30.0, "30", "30000"), (-1.0, "1", "1000"), (0.0, "1", "1000")],
 )
 def test_retry_after_is_never_too_short(seconds: float, header: str, milliseconds: str) -> None:
     """Whole seconds are rounded up, so that who obeys does not come too early."""
