@@ -106,7 +106,7 @@ class Refusal(Value, frozen=True, kw_only=True):
         """Return the headers: `Retry-After` is rounded up, so that a client that obeys it never comes too early."""
         headers = {"content-type": "application/json", DECISION_HEADER: self.decision()}
         if self.retry_after_seconds is not None:
-            # Where nothing is known of the wait but that it is short, a second keeps clients from coming in a tight loop.
+            # Where nothing is known of the wait but that it is short, a second keeps clients out of a tight loop.
             wait = self.retry_after_seconds if self.retry_after_seconds > 0 else 1.0
             headers["retry-after"] = str(math.ceil(wait))
             headers["retry-after-ms"] = str(math.ceil(wait * 1000))

@@ -14,7 +14,7 @@ _END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?=[^\n]))")
 """Two line ends in a row. A final CR counts only once the next byte shows that it is no half of a CRLF."""
 
 _LONGEST_END = 4
-_CR = 0x0D
+_LF, _CR = 0x0A, 0x0D
 _LINE = re.compile(rb"[^\r\n]+")
 _BOM = b"\xef\xbb\xbf"
 
@@ -98,7 +98,7 @@ class SSESplitter:
 
 def event_fields(event: bytes) -> tuple[bytes, bytes]:
     """Return (name, data) of one event; several data lines are joined by LF, comments and other fields are left out."""
-    if event.startswith(b"data: {") and event.endswith(b"}\n\n") and event.find(b"\n") == len(event) - 2:
+    if event.startswith(b"data: {") and event.find(_LF) == len(event) - 2 and _CR not in event:
         return b"", event[6:-2]
     name = b""
     data: list[bytes] = []

@@ -73,9 +73,11 @@ def test_the_share_of_failures_needs_a_minimum_of_calls() -> None:
 def test_what_is_older_than_the_window_is_forgotten() -> None:
     """Failures of long ago do not add up with those of today."""
     breaker = CircuitBreaker(POLICY)
-    for now, ok in ((0.0, False), (0.0, True), (0.0, False), (11.0, True), (11.0, True), (11.0, True), (11.0, False)):
+    for now, ok in ((0.0, False), (0.0, True), (0.0, False), (10.0, True), (10.0, True), (10.0, False)):
         call(breaker, now, ok)
     assert breaker.state is State.CLOSED
+    call(breaker, 19.9, ok=False)  # what is in the window does add up: two of four
+    assert breaker.state is State.OPEN
 
 
 def test_probes_are_bounded_and_successes_close_it() -> None:

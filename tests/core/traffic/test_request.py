@@ -164,13 +164,15 @@ def test_a_body_that_is_no_json_object_is_refused(text: bytes) -> None:
         (Endpoint.RESPONSES, {"type": "input_file", "file_data": "A" * 400_000}, (), 0, 300_000),
     ],
 )
+@pytest.mark.parametrize("spaced", [False, True])
 def test_inline_media_are_not_text(
-    endpoint: Endpoint, part: dict[str, Any], images: tuple[str, ...], audio_bytes: int, file_bytes: int
+    endpoint: Endpoint, part: dict[str, Any], images: tuple[str, ...], audio_bytes: int, file_bytes: int, spaced: bool
 ) -> None:
     """Base64 of an image, sound or file is not counted as characters, or it would block the caller for good (P4)."""
     conversation = [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, part]}]
     member = "input" if endpoint is Endpoint.RESPONSES else "messages"
-    facts = peek(endpoint, body(model="m", **{member: conversation}))
+    members = {"model": "m", member: conversation}
+    facts = peek(endpoint, json.dumps(members).encode() if spaced else body(**members))
     assert facts.images == images
     assert (facts.audio_bytes, facts.file_bytes) == (audio_bytes, file_bytes)
     assert 11 <= facts.text_characters < 300
@@ -188,6 +190,15 @@ def test_no_body_crashes(junk: bytes) -> None:
     """Any bytes give facts or a refusal, nothing else."""
     with contextlib.suppress(BadRequestError):
         peek(CHAT, junk)
+
+
+def test_brackets_in_the_text_do_not_hide_media() -> None:
+    """However many brackets the earlier messages hold, content parts after them are found."""
+    image = {"type": "image_url", "image_url": {"url": DATA_URL}}
+    talk = [{"role": "user", "content": "a[0]" * 40}, {"role": "user", "content": [image]}]
+    facts = peek(CHAT, body(model="m", messages=talk))
+    assert facts.images == ("auto",)
+    assert facts.text_characters < 500
 
 
 def test_twenty_megabytes_are_read_in_linear_time() -> None:

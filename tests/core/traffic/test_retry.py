@@ -146,6 +146,14 @@ def test_a_quiet_pod_may_retry() -> None:
     assert budget.take(101.0)
 
 
+def test_a_busy_pod_retries_exactly_its_share() -> None:
+    """Of a hundred calls, twenty may be tried again."""
+    budget = RetryBudget(20)
+    for _ in range(100):
+        budget.count_call(0.0)
+    assert sum(budget.take(0.0) for _ in range(100)) == 20
+
+
 def test_an_empty_retry_budget_falls_back_or_gives_up() -> None:
     """Without budget there is no retry; another upstream is no burden to this one."""
     budget = RetryBudget(0)

@@ -6,7 +6,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sluice_core.sse import Fragment, SSESplitter, event_fields
@@ -71,6 +71,9 @@ def read(events: list[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 @given(streams(), st.lists(st.integers(0, 1 << 16), max_size=12))
+@example(b"data: x\n\n\n", [])
+@example(b"data: x\n\n\ndata: y\n\n", [])
+@example(b"data: x\r\n\r\n", [10])
 def test_any_chunking_gives_the_same_events(stream: bytes, cuts: list[int]) -> None:
     """The cuts of the network never show: the same events, and joined they are the bytes that came."""
     events = run(chunked(stream, cuts))
@@ -112,6 +115,7 @@ def test_an_event_above_the_bound_leaves_in_fragments(stream: bytes, cuts: list[
         (b"data\n\n", (b"", b"")),
         (b'data: {"a":1}\ndata: {"b":2}\n\n', (b"", b'{"a":1}\n{"b":2}')),
         (b"dataset: x\n\n", (b"", b"")),
+        (b'data: {\r"a":1}\n\n', (b"", b"{")),
     ],
 )
 def test_fields_of_one_event(event: bytes, fields: tuple[bytes, bytes]) -> None:

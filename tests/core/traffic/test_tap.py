@@ -159,6 +159,7 @@ def test_usage_is_taken_from_whichever_event_carries_it() -> None:
     "chunk",
     [
         chat_chunk("x", note={"usage": None}),  # not the chunk's own usage
+        chat_chunk("x", usage=None, note={"id": 1, "usage": None}),
         {"usage": None, "error": None, "choices": [], "prompt_filter_results": []},
         chat_chunk('text with "usage":null in it'),
     ],
@@ -166,8 +167,9 @@ def test_usage_is_taken_from_whichever_event_carries_it() -> None:
 def test_only_the_events_own_usage_is_taken_out(chunk: dict[str, Any]) -> None:
     """A member of the same name elsewhere, or in the text of the answer, stays."""
     without = {name: value for name, value in chunk.items() if name != "usage"}
-    _, passed = run(CHAT, [sse(chunk, "[DONE]")], strip=True)
-    assert passed == sse(without, "[DONE]")
+    for before in ((), (chat_chunk("content"),)):
+        _, passed = run(CHAT, [sse(*before), sse(chunk), sse("[DONE]")], strip=True)
+        assert passed == sse(*before, without, "[DONE]")
 
 
 @pytest.mark.parametrize("endpoint", [Endpoint.RESPONSES, Endpoint.EMBEDDINGS, Endpoint.AUDIO])
@@ -359,3 +361,11 @@ def test_an_event_above_the_bound_passes_unread() -> None:
 def test_any_bytes_pass(junk: bytes, cuts: list[int], endpoint: Endpoint, strip: bool) -> None:
     """What is no event stream at all passes unharmed."""
     assert run(endpoint, chunked(junk, cuts), strip=strip)[1] == junk
+
+
+def test_an_empty_line_in_any_form_ends_an_event() -> None:
+    """What CRs cut in two is two events, neither of them JSON, also where it would make sense as one."""
+    odd = sse(chat_chunk("b", usage=None)).replace(b"{", b"{\r\r", 1)
+    for chunks in ([odd], [bytes([byte]) for byte in odd]):
+        _, passed = run(CHAT, [sse(chat_chunk("a")), *chunks], strip=True)
+        assert passed == sse(chat_chunk("a")) + odd
