@@ -9,7 +9,7 @@ resources claim the same thing (an upstream's quota, a rule's split) the older o
 
 from sluice_core.api.manifests import AnyResource
 from sluice_core.compile.compiler import Compiled, compile_namespaces
-from sluice_core.limits.admission import UNALLOCATED
+from sluice_core.limits.accounts import UNALLOCATED
 from sluice_core.problems import Problem, Reason, ResourceId, Severity
 
 __all__ = [
