@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sluice_core.api.quotaallocation import Budget, Mode, OnExhausted
-from sluice_core.limits.accounts import Account, budgets_of
+from sluice_core.limits.accounts import UNALLOCATED, Account, budgets_of
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
 from sluice_core.limits.keys import Dimension, Layer
 from sluice_core.limits.meters import Meter, RateMeter
 from sluice_core.selection import PodPolicy
 from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease
 
-__all__ = ["Account", "Admission", "budgets_of"]
+__all__ = ["UNALLOCATED", "Account", "Admission", "budgets_of"]
 
 
 class Admission:

@@ -26,6 +26,9 @@ _UNLIMITED: Final = 2**48
 _MAX_KEYS_REMEMBERED: Final = 65_536
 
 
+_Place = tuple[str, str, Dimension]  # upstream, model pattern, dimension
+
+
 class Granted(Struct, frozen=True, kw_only=True):
     """What one allocation's pods hold of one limit together."""
 
@@ -52,6 +55,7 @@ class Allocator:
     """
 
     __slots__ = (
+        "_dropped",
         "_fresh",
         "_ledgers",
         "_places",
@@ -66,18 +70,18 @@ class Allocator:
         self.lease_seconds = lease_seconds
         self._started_at = now
         self._fresh = fresh
-        self._ledgers: dict[tuple[str, str, Dimension], Ledger] = {}
+        self._ledgers: dict[_Place, Ledger] = {}
+        self._dropped: dict[_Place, float] = {}  # limits that are no more; as many as were ever declared
         self._upstreams: set[str] = set()
         self._sessions: dict[str, _Session] = {}
         self._places: dict[str, tuple[Ledger | None, str] | None] = {}
         self._swept_at = now
 
     def configure(self, pools: Iterable[tuple[UpstreamPolicy, QuotaPolicy | None]], now: float) -> None:
-        """Put limits and shares into force. What is out stays counted, also of limits that are no more."""
-        first = not self._upstreams
+        """Put limits and shares into force. What is out stays counted."""
         self._places.clear()
         self._upstreams = set()
-        wanted: set[tuple[str, str, Dimension]] = set()
+        wanted: set[_Place] = set()
         for upstream, quota in pools:
             name = LimitKey.shorten(upstream.key)
             self._upstreams.add(name)
@@ -92,11 +96,12 @@ class Allocator:
                     window = _window(dimension, upstream)
                     ledger = self._ledgers.get(place)
                     if ledger is None:
-                        ledger = self._ledgers[place] = Ledger(window, self._learning_until(window, first=first))
+                        ledger = self._ledgers[place] = Ledger(window, self._learning_until(place, window))
                     parts = {share: safe_part(capacity, percent) for share, percent in percents.items()}
                     ledger.configure(capacity, shares, parts, window)
         for place in self._ledgers.keys() - wanted:
             del self._ledgers[place]
+            self._dropped[place] = now
         self._sweep(now)
 
     def exchange(self, holder: str, sequence: int, demands: Sequence[Demand], now: float) -> tuple[Lease, ...]:
@@ -156,10 +161,10 @@ class Allocator:
         """Tell whether leases are still limited to what pods reported to this leader."""
         return any(now < ledger.learning_until for ledger in self._ledgers.values())
 
-    def _learning_until(self, window: float, *, first: bool) -> float:
-        if self._fresh or not first:
-            return float("-inf")
-        return self._started_at + with_slack(self.lease_seconds + window)
+    def _learning_until(self, place: _Place, window: float) -> float:
+        """Return until when leases may be out that a new ledger does not know: an earlier leader's, or ledger's."""
+        unknown_since = self._dropped.pop(place, float("-inf") if self._fresh else self._started_at)
+        return unknown_since + with_slack(self.lease_seconds + window)
 
     def _place(self, text: str) -> tuple[Ledger | None, str] | None:
         """Return the ledger of a limit, None in its place if the dimension has no limit, and the allocation."""

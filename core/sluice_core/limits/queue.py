@@ -42,7 +42,8 @@ BACKFILL: Final = 16
 MAX_LINE: Final = 10_000
 
 _CLASSES: Final = tuple(Priority)
-_SPREAD_FROM: Final = _CLASSES.index(Priority.BATCH)
+_RANKS: Final = {priority: rank for rank, priority in enumerate(_CLASSES)}
+_SPREAD_FROM: Final = _RANKS[Priority.BATCH]
 _SPREAD_PARTS: Final = 30
 
 Reserve = Callable[[str, Ask, int, float], Admitted | Wait | Refused]
@@ -335,4 +336,4 @@ class _Line:
 
 
 def _rank(waiter: Waiter) -> int:
-    return min(_CLASSES.index(waiter.priority) + waiter.retry, len(_CLASSES) - 1)
+    return min(_RANKS[waiter.priority] + waiter.retry, len(_CLASSES) - 1)

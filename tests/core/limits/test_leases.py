@@ -214,6 +214,26 @@ def test_a_new_leader_gives_out_only_what_it_was_told_of() -> None:
     assert lease.amount > 700
 
 
+def test_what_is_declared_late_is_learnt_too() -> None:
+    """A new leader may learn of an upstream after its start, and a limit may be dropped and declared again."""
+    leader = allocator(1_000, fresh=False, shares={"a": 100})
+    wanted = Demand(limit=key("a"), held=0, used=0, wanted=900)
+    leader.configure([], 10.0)
+    configure(leader, 1_000, 20.0, shares={"a": 100})
+    assert leader.learning(20.0)
+    (lease,) = leader.exchange("pod", 1, [wanted], 20.0)
+    assert lease.amount == 0
+    fresh = allocator(1_000, fresh=True, shares={"a": 100})
+    (lease,) = fresh.exchange("pod", 1, [wanted], 0.0)
+    assert lease.amount >= 900
+    fresh.configure([], 500.0)
+    configure(fresh, 1_000, 510.0, shares={"a": 100})
+    (lease,) = fresh.exchange("other", 1, [wanted], 510.0)
+    assert lease.amount == 0
+    (lease,) = fresh.exchange("other", 2, [wanted], 600.0)
+    assert lease.amount >= 900
+
+
 def test_repeated_reports_get_the_same_answer_and_older_ones_none() -> None:
     """Messages may come twice and out of order."""
     leader = allocator(1_000)
