@@ -113,10 +113,11 @@ def resolve(spec: CanarySplitSpec) -> RolloutRules:
     strategy = spec.strategy
     blue_green = (strategy.blue_green or BlueGreen()) if strategy.type is StrategyType.BLUE_GREEN else None
     watch_seconds = defaults.watch_seconds if strategy.watch_seconds is None else strategy.watch_seconds
+    steps = _blue_green_steps(blue_green) if blue_green else _canary_steps(strategy.steps, defaults)
     return RolloutRules(
-        steps=_blue_green_steps(blue_green) if blue_green else _canary_steps(strategy.steps, defaults),
+        steps=steps,
         watch_seconds=blue_green.watch_seconds if blue_green else watch_seconds,
-        watch_requests=defaults.min_requests,
+        watch_requests=defaults.min_requests if blue_green else steps[-1].min_requests,
         step_deadline_seconds=strategy.step_deadline_seconds,
         on_inconclusive=strategy.on_inconclusive,
         metrics=_metrics(analysis, defaults, strict=spec.preset is Preset.STRICT),

@@ -249,8 +249,10 @@ def share_dispersion(clusters: Sequence[tuple[float, float]]) -> float:
     occupied = [(candidate, candidate + stable) for candidate, stable in clusters if candidate + stable > 0]
     total = sum(n for _, n in occupied)
     candidates = sum(candidate for candidate, _ in occupied)
-    if len(occupied) < 2 or not 0 < candidates < total:
+    if not occupied:
         return 1.0
+    if len(occupied) < 2 or not 0 < candidates < total:  # cannot be told: each cluster may be one user
+        return max(1.0, total / len(occupied))
     share = candidates / total
     statistic = sum((candidate - share * n) ** 2 / (n * share * (1 - share)) for candidate, n in occupied)
     return max(1.0, statistic / (len(occupied) - 1))

@@ -239,6 +239,16 @@ def test_strict_brings_the_strict_figures() -> None:
     ]
 
 
+def test_a_canary_is_watched_as_long_as_it_says() -> None:
+    """The watch after the last step has a length of its own; it wants as many requests as that step."""
+    steps = [{"weight": 50}, {"weight": 100, "minRequests": 7}]
+
+    told = rules_for(strategy={"steps": steps, "watchSeconds": 2})
+
+    assert (told.watch_seconds, told.watch_requests) == (2, 7)
+    assert rules_for().watch_seconds == 600
+
+
 FULL = {"errorRate": {}, "latency": {}, "cost": {}}
 
 

@@ -120,6 +120,8 @@ def test_heavy_users_are_no_share_mismatch() -> None:
 
     assert stats.share_dispersion(clusters) > 50
     assert stats.share_dispersion([(10.0, 90.0)] * 50) == 1.0
+    assert stats.share_dispersion([(300.0, 0.0), (200.0, 0.0)]) == 250.0
+    assert stats.share_dispersion([]) == 1.0
 
 
 def test_the_ceiling_needs_few_straight_failures() -> None:
