@@ -24,6 +24,9 @@ from sluice_core.usage import Usage
 MAX_KNOWN_NAMES = 1024
 """Names whose look-up is remembered; they come from answers, so their number must be bounded."""
 
+LATEST = float("inf")
+"""As a time: after every change of prices that the book knows."""
+
 _SNAPSHOT_SUFFIX = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{4})$")
 _TOKENS_PER_PRICE = 1_000_000
 _MILLISECONDS_PER_MINUTE = 60_000
@@ -152,11 +155,12 @@ class PriceBook:
         return model is not None and self._find(model) is not None
 
     def cost_usd_micros(
-        self, usage: Usage, model: str | None, service_tier: str | None = None, at_unix: float = 0.0
+        self, usage: Usage, model: str | None, service_tier: str | None = None, at_unix: float = LATEST
     ) -> int | None:
         """Return the cost in micro-dollars; None if the model or the tier has no known price.
 
-        `model` and `service_tier` are those of the answer, which says what was served, not what was asked for.
+        `model` and `service_tier` are those of the answer, which says what was served, not what was asked for. Without
+        `at_unix` the latest prices hold.
         """
         entries = self._find(model) if model is not None else None
         if entries is None:

@@ -60,6 +60,7 @@ def test_the_price_of_the_day_counts() -> None:
     usage = Usage(input_tokens=MILLION // 10)
     assert BOOK.cost_usd_micros(usage, "gpt-5.6-luna", None, JULY_29) == 100_000
     assert BOOK.cost_usd_micros(usage, "gpt-5.6-luna", None, JULY_30) == 20_000
+    assert BOOK.cost_usd_micros(usage, "gpt-5.6-luna") == 20_000
 
 
 def test_above_the_long_context_bound_the_whole_request_costs_more() -> None:
