@@ -29,6 +29,9 @@ class Metrics:
         self.conflicts = Counter(
             "sluice_operator_conflicts", "Status writes that gave way to somebody's change.", registry=self.registry
         )
+        self.rollout_faults = Counter(
+            "sluice_operator_rollout_faults", "Rollouts that a round stumbled over.", registry=self.registry
+        )
         self.problems = Gauge(
             "sluice_operator_problems", "Problems told in the status of resources.", registry=self.registry
         )
@@ -45,6 +48,7 @@ class Metrics:
         self._advance(self.writes.labels(type="credentials"), reconciler.credentials.writes)
         self._advance(self.writes.labels(type="status"), reconciler.statuses.writes)
         self._advance(self.conflicts, reconciler.statuses.conflicts)
+        self._advance(self.rollout_faults, reconciler.faults)
         self.uninjected_pods.set(reconciler.uninjected if leading else 0)
         self.problems.set(reconciler.problems if leading else 0)
 

@@ -17,13 +17,14 @@ from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.modelroute import ModelRoute, ModelRouteStatus
 from sluice_core.api.quotaallocation import QuotaAllocation, QuotaAllocationStatus
 from sluice_core.api.upstream import Upstream, UpstreamStatus
-from sluice_core.compile import Compiled, Problem, Severity, compile_namespaces
+from sluice_core.compile import Compiled, Problem, Severity
 from sluice_core.rollout.states import RUNNING
 from sluice_operator.cluster import ApiError, Cluster
 from sluice_operator.credentials import CredentialPublisher
 from sluice_operator.events import Events
 from sluice_operator.fleet import Board, Fleet
 from sluice_operator.gather import Inputs, gather
+from sluice_operator.isolate import compile_isolated
 from sluice_operator.kinds import PODS
 from sluice_operator.publish import NotPublished, PolicyPublisher
 from sluice_operator.rollouts import Drafts, Rollouts
@@ -73,6 +74,7 @@ class Reconciler:
         self._compiled: tuple[int, Compiled] | None = None
         self._told_uninjected: set[str] = set()
         self.uninjected = 0
+        self.faults = 0
         self.problems = 0
         self.busy = False
 
@@ -108,8 +110,9 @@ class Reconciler:
     def _compile(self, inputs: Inputs) -> Compiled:
         """Compile, unless nothing that matters has changed since the last time."""
         if self._compiled is None or self._compiled[0] != self._world.revision:
-            compiled = compile_namespaces(inputs.resources, inputs.namespaces, inputs.pods)
-            self._compiled = (self._world.revision, compiled)
+            compiled, faulty = compile_isolated(inputs)
+            problems = compiled.problems | {key: (each,) for key, each in faulty.items()}
+            self._compiled = (self._world.revision, msgspec.structs.replace(compiled, problems=problems))
         return self._compiled[1]
 
     def _show(self, compiled: Compiled) -> None:
@@ -144,7 +147,11 @@ class Reconciler:
             facts = self._facts(held, inputs, compiled)
             if any(problem.severity is Severity.ERROR for problem in facts.problems):
                 continue  # it has no traffic to judge; what is amiss is said with all the others
-            stored = await self._step(held, split, facts) or stored
+            try:
+                stored = await self._step(held, split, facts) or stored
+            except Exception as error:  # noqa: BLE001 -- a fault over one rollout must not hold up the others
+                self.faults += 1
+                _log.error("rollout_fault", split=split.key, error=type(error).__name__, exc_info=True)
         self._drafts.keep(splits)
         self._rollouts.keep(splits.values())
         return stored

@@ -19,28 +19,17 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
+from sluice_operator import kinds
 from sluice_operator.certificates_keeper import WEBHOOKS
 from sluice_operator.cluster import Cluster
 from sluice_operator.injector_cluster import NODES
-from sluice_operator.kinds import (
-    CONFIG_MAPS,
-    EVENTS,
-    LEASES,
-    NAMESPACES,
-    PODS,
-    SECRETS,
-    SLUICE_KINDS,
-    TOKEN_REVIEWS,
-    ResourceType,
-)
+from sluice_operator.kinds import SLUICE_KINDS, TOKEN_REVIEWS, ResourceType
 
 Json = dict[str, Any]
 Key = tuple[str, str, str]
 
-SERVED = {
-    type_.plural: type_
-    for type_ in (*SLUICE_KINDS, PODS, NAMESPACES, CONFIG_MAPS, SECRETS, EVENTS, LEASES, WEBHOOKS, NODES)
-}
+BUILT_IN = (kinds.PODS, kinds.NAMESPACES, kinds.CONFIG_MAPS, kinds.SECRETS, kinds.EVENTS, kinds.LEASES)
+SERVED = {type_.plural: type_ for type_ in (*SLUICE_KINDS, *BUILT_IN, NODES, WEBHOOKS)}
 WITH_STATUS = frozenset({*(type_.plural for type_ in SLUICE_KINDS), "pods"})
 
 
@@ -73,16 +62,12 @@ class ApiServer(kmock.KubernetesScaffold):
         self.status_types: dict[str, Any] = {}
         self.rules: list[tuple[str | None, Json]] | None = None
         for type_ in SERVED.values():
-            group = f"{type_.api_version}/{type_.plural}"
-            self.resources[group] = {
-                "namespaced": type_.namespaced,
-                "kind": type_.kind,
-                "singular": type_.kind.lower(),
-                "verbs": ["get", "list", "watch", "create", "patch", "update", "delete"],
-                "shortnames": [],
-                "categories": [],
-                "subresources": ["status"] if type_.plural in WITH_STATUS else [],
-            }
+            self.resources[f"{type_.api_version}/{type_.plural}"] = kmock.KubernetesScaffold.ResourceInfo(
+                namespaced=type_.namespaced,
+                kind=type_.kind,
+                verbs={"get", "list", "watch", "create", "patch", "update", "delete"},
+                subresources={"status"} if type_.plural in WITH_STATUS else set(),
+            )
 
     # What a test does to the cluster -----------------------------------------------------------------------------
 
@@ -253,7 +238,7 @@ class ApiServer(kmock.KubernetesScaffold):
         if key in self.stored:
             raise RefusalError(409, "AlreadyExists", f"{type_.plural} {key[2]!r} already exists")
         stored = copy.deepcopy(data)
-        if type_.plural in WITH_STATUS and type_ is not PODS:
+        if type_.plural in WITH_STATUS and type_ is not kinds.PODS:
             stored.pop("status", None)
         stored["metadata"] |= {
             "uid": str(uuid.uuid4()),

@@ -66,7 +66,7 @@ async def ports_in(path: Path) -> dict[str, int]:
             ports = json.loads(path.read_bytes()) if path.exists() else {}
             if {"http", "sync"} <= ports.keys():
                 return ports
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # noqa: ASYNC110 -- the other process decides when
 
 
 async def test_a_pod_gets_its_own_policy_over_tls_and_no_other(process, api, tmp_path: Path):
@@ -91,7 +91,7 @@ async def test_a_pod_gets_its_own_policy_over_tls_and_no_other(process, api, tmp
             query = {"namespace": namespace, "waitSeconds": "20"}
             return await session.get(base, params=query, ssl=trust, server_hostname=HOST, **options)
 
-        while (answer := await policy("team")).status == 503:  # it does not lead yet
+        while (answer := await policy("team")).status == 503:  # noqa: ASYNC110 -- it does not lead yet
             await asyncio.sleep(0.05)
         async with answer:
             assert answer.status == 200
