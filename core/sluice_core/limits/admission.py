@@ -12,6 +12,8 @@ from sluice_core.limits.meters import Meter, RateMeter
 from sluice_core.selection import PodPolicy
 from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease
 
+_MAX_RETIRED = 64
+
 __all__ = ["UNALLOCATED", "Account", "Admission", "budgets_of"]
 
 
@@ -21,23 +23,31 @@ class Admission:
     `sole` says that there is no other pod, so that no leases are needed: local mode, tests.
     """
 
-    __slots__ = ("_accounts", "_exhausted", "_max_users", "_next_id", "_sole")
+    __slots__ = ("_accounts", "_exhausted", "_max_users", "_next_id", "_retired", "_sole")
 
     def __init__(self, *, sole: bool = False, max_users: int = 10_000) -> None:
         self._accounts: dict[str, Account] = {}
         self._exhausted: dict[str, float] = {}
         self._max_users = max_users
         self._next_id = 0
+        self._retired: dict[str, Account] = {}  # an upstream that comes back finds its use again
         self._sole = sole
 
     def configure(self, policy: PodPolicy) -> None:
         """Put a policy into force. What is used stays used; new limits hold at once."""
         for gone in self._accounts.keys() - policy.upstreams.keys():
-            del self._accounts[gone]
+            self._retired[gone] = self._accounts.pop(gone)
+        while len(self._retired) > _MAX_RETIRED:
+            del self._retired[next(iter(self._retired))]
         for key, upstream in policy.upstreams.items():
-            account = self._accounts.setdefault(key, Account(key, self._max_users))
+            account = self._accounts.get(key) or self._retired.pop(key, None) or Account(key, self._max_users)
+            self._accounts[key] = account
             quota, allocation = policy.quotas.get(key, (None, None))
             account.configure(upstream, quota, allocation, sole=self._sole)
+
+    def knows(self, upstream: str) -> bool:
+        """Tell whether the policy has this upstream."""
+        return upstream in self._accounts
 
     def account(self, upstream: str) -> Account:
         """Return the account of an upstream.
@@ -143,7 +153,9 @@ class Admission:
 
     def deny(self, upstream: str, ask: Ask, now: float) -> None:
         """Count a refused call, so that its demand is known to whoever leases capacity."""
-        account = self._accounts[upstream]
+        account = self._accounts.get(upstream)
+        if account is None:
+            return
         account.refused += 1
         for meter in account.meters_for(ask.model):
             meter.deny(ask.amounts[meter.unit], now)

@@ -127,6 +127,9 @@ class WaitingLine:
         outcomes: list[Ready | TimedOut] = []
         self._expire(now, outcomes)
         for upstream in list(self._lines):
+            if not self._admission.knows(upstream):
+                self._dissolve(upstream, now, outcomes)
+                continue
             line = self._lines[upstream]
             for waiting, answer in line.serve(self._reserve, now):
                 del self._waiting[waiting.id]
@@ -209,6 +212,14 @@ class WaitingLine:
         self._admission.stop_waiting(waiting.upstream, waiting.ask)
         if not len(line):
             del self._lines[waiting.upstream]
+
+    def _dissolve(self, upstream: str, now: float, outcomes: list[Ready | TimedOut]) -> None:
+        """Send everybody away: the policy has no such upstream any more. A new try is routed elsewhere."""
+        del self._lines[upstream]
+        for waiting in [each for each in self._waiting.values() if each.upstream == upstream]:
+            del self._waiting[waiting.id]
+            refusal = Refused(reason="timed_out", obstacle=waiting.obstacle, retry_at=now)
+            outcomes.append(TimedOut(id=waiting.id, refusal=refusal))
 
     def _expire(self, now: float, outcomes: list[Ready | TimedOut]) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:

@@ -263,6 +263,24 @@ def test_who_waits_too_long_is_told() -> None:
     assert bench.line.next_event(5.0) is None
 
 
+def test_who_waits_for_an_upstream_that_is_removed_is_told() -> None:
+    """A policy without the upstream sends the waiting away; the calls in flight end as usual, and its use is kept."""
+    bench = Bench(concurrency=1)
+    first = bench.submit(0.0)
+    waiting = bench.submit(0.0)
+    policy = PodPolicy(namespace="t", revision="2")
+    bench.admission.configure(policy)
+    (outcome,) = bench.line.ready(1.0)
+    assert isinstance(outcome, TimedOut)
+    assert (outcome.id, outcome.refusal.retry_at) == (waiting, 1.0)
+    assert bench.line.next_event(1.0) is None
+    upstream = UpstreamPolicy(key=UP, base_url="http://x", limits=Limits(concurrency=1))
+    bench.admission.configure(PodPolicy(namespace="t", revision="3", upstreams={UP: upstream}))
+    assert isinstance(bench.answer(2.0)[0], Entered)
+    bench.admission.settle(bench.open.pop(first), tokens=0, usd_micros=None, now=3.0)
+    assert len(bench.ready(3.0)) == 1
+
+
 def test_newcomers_do_not_jump_the_line() -> None:
     """A call that would fit waits behind one of its class that does not, until that one has been tried."""
     bench = Bench(concurrency=1)
