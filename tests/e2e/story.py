@@ -1,0 +1,141 @@
+"""The words that stories are told in: given a cluster, when something happens, then something is seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+SYSTEM = "sluice-system"
+T = TypeVar("T")
+Json = dict[str, Any]
+
+
+class Cluster:
+    """A cluster, by its KUBECONFIG, and one release of the chart in it."""
+
+    def __init__(self) -> None:
+        self.operator_image = os.environ.get("SLUICE_OPERATOR_IMAGE", "sluice-operator:dev")
+        self.sidecar_image = os.environ.get("SLUICE_SIDECAR_IMAGE", "sluice-sidecar:dev")
+        self.mock_image = os.environ.get("SLUICE_MOCK_IMAGE", self.sidecar_image)
+        self.app_image = os.environ.get("SLUICE_APP_IMAGE", self.sidecar_image)
+        self.pull_policy = os.environ.get("SLUICE_PULL_POLICY", "IfNotPresent")
+
+    def kubectl(self, *arguments: str, given: str | None = None, check: bool = True) -> str:
+        """Run kubectl and return what it prints."""
+        done = subprocess.run(
+            [_tool("kubectl"), *arguments], input=given, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def get(self, *arguments: str) -> Json:
+        """Return an object or a list."""
+        found: Json = json.loads(self.kubectl("get", *arguments, "--output", "json"))
+        return found
+
+    def install(self, *settings: str) -> None:
+        """Install the chart, or upgrade it, and wait until all of it is ready."""
+        values: list[str] = []
+        for part, image in (("operator", self.operator_image), ("sidecar", self.sidecar_image)):
+            repository, _, tag = image.rpartition(":")
+            values += [f"{part}.image.repository={repository}", f"{part}.image.tag={tag}"]
+            values += [f"{part}.image.pullPolicy={self.pull_policy}"]
+        chart = str(ROOT / "charts" / "sluice")
+        sets = [word for value in (*values, *settings) for word in ("--set", value)]
+        wait = ["--wait", "--timeout", "5m", "--create-namespace", "--namespace", SYSTEM]
+        self.helm("upgrade", "--install", "sluice", chart, *wait, *sets)
+
+    def helm(self, *arguments: str) -> str:
+        """Run helm and return what it prints."""
+        done = subprocess.run([_tool("helm"), *arguments], capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, f"helm {arguments[0]}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+
+class Story:
+    """One namespace in which a story happens. Every step returns the story, so that it reads as a sentence."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+
+    def kubectl(self, *arguments: str, given: str | None = None, check: bool = True) -> str:
+        """Run kubectl in the story's namespace."""
+        return self.cluster.kubectl("--namespace", self.namespace, *arguments, given=given, check=check)
+
+    def get(self, *arguments: str) -> Json:
+        """Return an object or a list of the story's namespace."""
+        return self.cluster.get("--namespace", self.namespace, *arguments)
+
+    def apply(self, name: str, **replaced: str) -> Story:
+        """Apply a manifest of this folder, with words in it replaced."""
+        text = (HERE / "manifests" / f"{name}.yaml").read_text()
+        words = {
+            "MOCK_IMAGE": self.cluster.mock_image,
+            "APP_IMAGE": self.cluster.app_image,
+            "PULL_POLICY": self.cluster.pull_policy,
+            "[python, -c, CALL]": json.dumps(["python", "-c", (HERE / "call.py").read_text()]),
+        }
+        for word, value in (words | replaced).items():
+            text = text.replace(word, value)
+        self.kubectl("apply", "--filename", "-", given=text)
+        return self
+
+    def rolled_out(self, name: str) -> Story:
+        """Wait until a deployment is ready."""
+        self.kubectl("rollout", "status", f"deployment/{name}", "--timeout", "180s")
+        return self
+
+    def ready(self, kind: str, name: str) -> Story:
+        """Wait for a resource's Ready condition, as any user would."""
+        self.kubectl("wait", "--for", "condition=Ready", f"{kind}/{name}", "--timeout", "60s")
+        return self
+
+    def pods(self, label: str = "app=chat") -> list[Json]:
+        """Return the living pods with a label."""
+        items: list[Json] = self.get("pods", "--selector", label)["items"]
+        return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
+
+    def calls(self, *users: str, pod: str | None = None) -> list[Json]:
+        """Make one call for each user from the application's container; return what the application saw."""
+        place = pod or self.pods()[0]["metadata"]["name"]
+        script = (HERE / "call.py").read_text()
+        output = self.kubectl("exec", place, "--container", "app", "--", "python", "-c", script, json.dumps(users))
+        return [json.loads(line) for line in output.splitlines()]
+
+    def ledger(self) -> list[Json]:
+        """Return the mock's own book of the calls it has served."""
+        script = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/mock/ledger').read().decode())"
+        book = json.loads(self.kubectl("exec", "deployment/mock-openai", "--", "python", "-c", script))
+        entries: list[Json] = book["entries"] if "entries" in book else book["calls"]
+        return entries
+
+
+def eventually(probe: Callable[[], T], seconds: float, what: str) -> T:
+    """Return the first truthy answer of a probe; fail with a sentence when there is none in time."""
+    end = time.monotonic() + seconds
+    last: object = None
+    while time.monotonic() < end:
+        try:
+            last = probe()
+            if last:
+                return last
+        except AssertionError as error:
+            last = error
+        time.sleep(0.5)
+    raise AssertionError(f"not within {seconds:.0f} s: {what}; last seen: {last}")
+
+
+def _tool(name: str) -> str:
+    fetched = ROOT / ".tools" / name
+    found = str(fetched) if fetched.exists() else shutil.which(name)
+    assert found, f"{name} is needed: run hack/tools.py"
+    return found
