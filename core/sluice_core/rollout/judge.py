@@ -17,6 +17,7 @@ from sluice_core.api.canarysplit_status import MetricStatus, Verdict
 from sluice_core.rollout.counts import COHORTS, ArmCounts, Cohort
 from sluice_core.rollout.discounts import discount_of
 from sluice_core.rollout.evidence import (
+    MIN_STABLE_LATENCIES,
     Evidence,
     MeanEvidence,
     RateEvidence,
@@ -176,40 +177,53 @@ def _metric(
     ceiling_applies: bool,
 ) -> MetricStatus:
     threshold = -math.log(rules.alpha_each)
-    name = rule.metric.value
-    mean = evidence.means.get(name)
-    rate = evidence.rates.get(name)
+    mean = evidence.means.get(rule.metric.value)
+    rate = evidence.rates.get(rule.metric.value)
+    log_e, leaning = -math.inf, False
     if mean is not None:
-        n, (log_e, leaning) = mean.n, _mean_evidence(rule, mean, evidence, rules, discount)
+        log_e, leaning = _mean_evidence(rule, mean, evidence, rules, discount)
     elif rate is not None:
-        n, log_e = rate.n, rate.log_e(discount, _least_ratio(rule, rules))
+        log_e = rate.log_e(discount, _least_ratio(rule, rules))
         leaning = log_e > rate.neutral + 1e-6
-    else:
-        n, log_e, leaning = 0, -math.inf, False
-    harmful = log_e >= threshold and (ceiling_applies or rule.metric is not Metric.ERROR_CEILING)
-    p = math.exp(-max(0.0, log_e))
+    of_ceiling = rule.metric is Metric.ERROR_CEILING
+    harmful = log_e >= threshold and (ceiling_applies or not of_ceiling)
+    figures = metric_figure(rule, evidence.stable), metric_figure(rule, evidence.candidate)
+    needed = needed or _needed_figures(rule, evidence)
     return MetricStatus(
-        name=name,
+        name=rule.metric.value,
         mode=rule.mode,
-        stable=metric_figure(rule, evidence.stable),
-        candidate=metric_figure(rule, evidence.candidate),
+        stable=figures[0],
+        candidate=figures[1],
         limit=limit_text(rule),
         evidence=f"{max(0.0, log_e):.2f} of {threshold:.2f}",
-        p=p_text(p),
-        n=n,
-        verdict=_metric_verdict(n, needed, harmful=harmful, leaning=leaning),
+        p=p_text(math.exp(-max(0.0, log_e))),
+        n=mean.n if mean is not None else rate.n if rate is not None else 0,
+        verdict=_metric_verdict(
+            needed, known=bool(figures[1] and (figures[0] or of_ceiling)), harmful=harmful, leaning=leaning
+        ),
         needed_requests=needed,
     )
 
 
-def _metric_verdict(n: int, needed: int, *, harmful: bool, leaning: bool) -> Verdict:
+def _metric_verdict(needed: int, *, known: bool, harmful: bool, leaning: bool) -> Verdict:
     if harmful:
         return Verdict.HARM
     if needed:
         return Verdict.INSUFFICIENT_DATA
-    if not n:
+    if not known:
         return Verdict.ERROR
     return Verdict.INCONCLUSIVE if leaning else Verdict.PASS
+
+
+def _needed_figures(rule: MetricRule, evidence: Evidence) -> int:
+    """Return how many more figures a metric's own test needs, 0 where there is none at all and never may be."""
+    stable, candidate = moments_of(rule.metric, evidence.stable), moments_of(rule.metric, evidence.candidate)
+    if stable is not None and candidate is not None:
+        fewest = min(stable.n, candidate.n)
+        return max(0, MIN_MEAN_REQUESTS - fewest) if fewest else 0
+    known = {Metric.LATENCY: evidence.stable.latency, Metric.FIRST_TOKEN: evidence.stable.first_token}.get(rule.metric)
+    known_stable = sum(known.values()) if known else 0
+    return max(0, MIN_STABLE_LATENCIES - known_stable) if known_stable else 0
 
 
 def _least_ratio(rule: MetricRule, rules: RolloutRules) -> float:
@@ -250,6 +264,8 @@ def _combine(metrics: tuple[MetricStatus, ...], step: StepRule, needed: int) -> 
         return Verdict.PASS, "no metric is judged on this step"
     metric = next(metric for metric in deciding if metric.verdict is verdict)
     match verdict:
+        case Verdict.INSUFFICIENT_DATA:
+            return verdict, f"needs about {metric.needed_requests} more figures of {TITLES[Metric(metric.name)]}"
         case Verdict.HARM | Verdict.INCONCLUSIVE:
             return verdict, sentence(metric)
         case Verdict.ERROR:
@@ -259,8 +275,10 @@ def _combine(metrics: tuple[MetricStatus, ...], step: StepRule, needed: int) -> 
 
 
 def _judged(metric: MetricStatus, step: StepRule) -> bool:
-    """Where one arm has everyone there is nothing to compare: a metric counts by what was found before."""
-    return 0 < step.weight < 100 or metric.n > 0
+    """Where one arm has everyone there is nothing to compare: what counts is harm found before, and the ceiling."""
+    compared = 0 < step.weight < 100
+    ceiling = metric.name == Metric.ERROR_CEILING.value and metric.n > 0
+    return compared or ceiling or metric.verdict is Verdict.HARM
 
 
 def sentence(metric: MetricStatus) -> str:

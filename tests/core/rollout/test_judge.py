@@ -180,6 +180,21 @@ def test_a_falling_score_is_harm() -> None:
     assert judgement.verdict is Verdict.HARM
 
 
+def test_a_few_scores_are_not_enough() -> None:
+    """A metric with figures of its own needs enough of them, however many requests there were."""
+    counters = {STABLE: ArmCounter("sim", "r-1", STABLE), CANDIDATE: ArmCounter("sim", "r-1", CANDIDATE)}
+    for number in range(300):
+        for counter in counters.values():
+            counter.record(outcome=Outcome.SUCCESS, latency_seconds=1.0, bucket=number)
+            if number < 30:
+                counter.record_score(0.8)
+
+    judgement = look(rules_for(analysis={"score": {}}), counters[STABLE].export(), counters[CANDIDATE].export())
+
+    assert judgement.verdict is Verdict.INSUFFICIENT_DATA
+    assert judgement.reason == "needs about 70 more figures of score"
+
+
 def test_limits_of_latency_fall_on_edges() -> None:
     """The edge for +20 % is three on; quantiles are the edge that the share does not exceed."""
     assert edge_at_least(10, 1.2) == 13
