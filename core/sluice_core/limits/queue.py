@@ -1,7 +1,7 @@
 """The waiting line of one pod: who goes next when there is not enough for all. Pure; the shell sets one timer.
 
 Order. Classes of priority are strict: a higher one goes first. Within a class users take turns by what they use
-(start-time fair queueing over tokens), so a user with a thousand calls delays another one's single call by about one
+(self-clocked fair queueing over tokens), so a user with a thousand calls delays another one's single call by about one
 call. A retry waits one class lower per attempt.
 
 Ageing. A call of a lower class that has waited `AGEING_SECONDS` may go before higher ones, but these calls together
@@ -9,9 +9,8 @@ get at most one part in `AGED_PART` of what is served. So nobody starves, and a 
 cannot take more than that from realtime calls.
 
 Batch and below are spread: they go only while all calls together have used no more than an even part of the limit in
-the last two seconds (longer for large calls). Over a minute it costs them nothing, and calls of higher classes, in
-this pod or in another one to which the share is due, find permits that come back all the time instead of all at once a
-minute later.
+the last two seconds (longer for large calls). Over a minute it costs them nothing, and calls of higher classes find
+permits that come back all the time instead of all at once a minute later.
 
 A call that does not fit. When the next call needs more than there is, calls behind it may pass while a whole window
 remains before its deadline, at most `BACKFILL` of them looked at per turn: what they take is back in time. After that
@@ -26,7 +25,6 @@ The forecast charges estimates; refunds only make it come true earlier.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 from typing import Final
 
 from msgspec import Struct
@@ -34,30 +32,15 @@ from msgspec import Struct
 from sluice_core.api.quotaallocation import Priority
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
-from sluice_core.limits.fair import FairQueue, Waiting
+from sluice_core.limits.fair import Waiting
+from sluice_core.limits.line import AGEING_SECONDS, CLASSES, Line, Waiter, rank_of
 
-AGEING_SECONDS: Final = 15.0
-AGED_PART: Final = 16
-BACKFILL: Final = 16
 MAX_LINE: Final = 10_000
 
-_CLASSES: Final = tuple(Priority)
-_RANKS: Final = {priority: rank for rank, priority in enumerate(_CLASSES)}
-_SPREAD_FROM: Final = _RANKS[Priority.BATCH]
+_SPREAD_FROM: Final = CLASSES.index(Priority.BATCH)
 _SPREAD_PARTS: Final = 30
 
-Reserve = Callable[[str, Ask, int, float], Admitted | Wait | Refused]
-
-
-class Waiter(Struct, frozen=True, kw_only=True):
-    """A call that wants to be admitted. `id` is the caller's own name for it; `deadline` is in monotonic seconds."""
-
-    id: int
-    upstream: str
-    ask: Ask
-    priority: Priority = Priority.STANDARD
-    retry: int = 0
-    deadline: float
+__all__ = ["AGEING_SECONDS", "Entered", "Ready", "TimedOut", "Waiter", "WaitingLine"]
 
 
 class Entered(Struct, frozen=True, kw_only=True):
@@ -91,7 +74,7 @@ class WaitingLine:
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self._lines: dict[str, _Line] = {}  # by upstream
+        self._lines: dict[str, Line] = {}  # by upstream
         self._waiting: dict[int, Waiting] = {}
         self._deadlines: list[tuple[float, int]] = []
 
@@ -102,7 +85,7 @@ class WaitingLine:
         """Admit the call if it may go at once, else let it wait, else refuse it."""
         line = self._lines.get(waiter.upstream)
         if line is None:
-            answer = self._reserve(waiter.upstream, waiter.ask, _rank(waiter), now)
+            answer = self._reserve(waiter.upstream, waiter.ask, rank_of(waiter), now)
         else:
             # Somebody waits already: a newcomer goes first only if it outranks them and still fits.
             answer = self._reserve_past(line, waiter, now)
@@ -171,9 +154,9 @@ class WaitingLine:
             return self._admission.check(upstream, ask, now) or spread
         return self._admission.reserve(upstream, ask, now)
 
-    def _reserve_past(self, line: _Line, waiter: Waiter, now: float) -> Admitted | Wait | Refused:
+    def _reserve_past(self, line: Line, waiter: Waiter, now: float) -> Admitted | Wait | Refused:
         """Try a newcomer while others wait. Unless it outranks all of them it has to take its turn, even if it fits."""
-        rank = _rank(waiter)
+        rank = rank_of(waiter)
         if not line.has_equals(rank):
             return self._reserve(waiter.upstream, waiter.ask, rank, now)
         alone = self._admission.check(waiter.upstream, waiter.ask, now)
@@ -195,7 +178,7 @@ class WaitingLine:
             self._admission.deny(waiter.upstream, waiter.ask, now)
             return Refused(reason=refusal, obstacle=obstructed.obstacle, retry_at=expected)
         if line is None:
-            line = self._lines[waiter.upstream] = _Line()
+            line = self._lines[waiter.upstream] = Line()
         waiting = line.add(waiter, obstructed, now)
         self._waiting[waiter.id] = waiting
         self._admission.wait(waiter.upstream, waiter.ask)
@@ -233,118 +216,3 @@ class WaitingLine:
             self._admission.deny(waiting.upstream, waiting.ask, now)
             refusal = Refused(reason="timed_out", obstacle=waiting.obstacle, retry_at=retry_at)
             outcomes.append(TimedOut(id=waiter_id, refusal=refusal))
-
-
-class _Line:
-    """Those who wait for one upstream."""
-
-    __slots__ = ("_aged_credit", "_classes", "earliest")
-
-    def __init__(self) -> None:
-        self._classes = tuple(FairQueue() for _ in _CLASSES)
-        self._aged_credit = 0.0
-        self.earliest = float("inf")
-        """When the next one is expected to fit."""
-
-    def __len__(self) -> int:
-        return sum(len(each) for each in self._classes)
-
-    def add(self, waiter: Waiter, obstructed: Wait, now: float) -> Waiting:
-        rank = _rank(waiter)
-        waiting = Waiting(
-            number=waiter.id,
-            upstream=waiter.upstream,
-            ask=waiter.ask,
-            rank=rank,
-            entered_at=now,
-            deadline=waiter.deadline,
-            obstacle=obstructed.obstacle,
-        )
-        self._classes[rank].push(waiting)
-        self.earliest = min(self.earliest, obstructed.earliest)
-        return waiting
-
-    def remove(self, waiting: Waiting) -> None:
-        self._classes[waiting.rank].remove(waiting)
-
-    def ahead_of(self, waiter: Waiter) -> tuple[Ask, int]:
-        """Return what will probably be served before a newcomer, and how many calls that is."""
-        rank = _rank(waiter)
-        requests = sum(len(each) for each in self._classes[:rank])
-        tokens = sum(each.tokens for each in self._classes[:rank])
-        same = self._classes[rank].ahead_of(waiter.ask)
-        return Ask(requests=requests + same.requests, tokens=tokens + same.tokens), requests + same.requests
-
-    def has_equals(self, rank: int) -> bool:
-        """Tell whether anybody waits whom a newcomer of this rank does not outrank."""
-        return any(len(each) for each in self._classes[: rank + 1])
-
-    def first_obstacle(self) -> Obstacle:
-        """Return what the highest of those who wait waits for."""
-        return next(oldest.obstacle for each in self._classes if (oldest := each.oldest()) is not None)
-
-    def serve(self, reserve: Reserve, now: float) -> list[tuple[Waiting, Admitted | Refused]]:
-        """Take out and return those who go now, in order."""
-        served: list[tuple[Waiting, Admitted | Refused]] = []
-        self.earliest = float("inf")
-        if self._serve_aged(reserve, now, served):
-            for queue in self._classes:
-                if not self._serve_class(queue, reserve, now, served):
-                    break
-        return served
-
-    def _serve_aged(self, reserve: Reserve, now: float, served: list[tuple[Waiting, Admitted | Refused]]) -> bool:
-        """Serve those of lower classes who waited long, as far as their part goes; tell whether others may follow."""
-        while (aged := self._oldest_aged(now)) is not None and self._aged_credit >= aged.cost:
-            answer = self._try(aged, reserve, now)
-            if answer is None:
-                return not aged.holds_up(now)
-            self._aged_credit -= aged.cost
-            self._classes[aged.rank].served(aged)
-            served.append((aged, answer))
-        return True
-
-    def _serve_class(
-        self, queue: FairQueue, reserve: Reserve, now: float, served: list[tuple[Waiting, Admitted | Refused]]
-    ) -> bool:
-        """Serve one class; tell whether lower ones may follow."""
-        passed: list[Waiting] = []
-        may_pass = True
-        while may_pass and len(passed) < BACKFILL and (waiting := queue.pop()) is not None:
-            answer = self._try(waiting, reserve, now)
-            if answer is not None:
-                self._earn(waiting, now)
-                queue.served(waiting)
-                served.append((waiting, answer))
-                continue
-            passed.append(waiting)
-            may_pass = not waiting.holds_up(now)
-        for waiting in passed:
-            queue.put_back(waiting)
-        return may_pass
-
-    def _try(self, waiting: Waiting, reserve: Reserve, now: float) -> Admitted | Refused | None:
-        answer = reserve(waiting.upstream, waiting.ask, waiting.rank, now)
-        if isinstance(answer, Wait):
-            waiting.obstacle, waiting.earliest = answer.obstacle, answer.earliest
-            self.earliest = min(self.earliest, answer.earliest)
-            return None
-        return answer
-
-    def _oldest_aged(self, now: float) -> Waiting | None:
-        aged = None
-        for queue in self._classes[1:]:
-            oldest = queue.oldest()
-            if oldest is not None and now - oldest.entered_at >= AGEING_SECONDS:
-                aged = oldest if aged is None or oldest.entered_at < aged.entered_at else aged
-        if aged is None:
-            self._aged_credit = 0.0
-        return aged
-
-    def _earn(self, served: Waiting, now: float) -> None:
-        if self._oldest_aged(now) is not None:
-            self._aged_credit += served.cost / AGED_PART
-
-
-def _rank(waiter: Waiter) -> int:
-    return min(_RANKS[waiter.priority] + waiter.retry, len(_CLASSES) - 1)
