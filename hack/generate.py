@@ -19,6 +19,9 @@ from sluice_core.api import crd
 from sluice_core.api.base import GROUP
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "hack"))  # this file is also loaded by its path, by the test that compares
+
+from reference import PAGES  # noqa: E402
 
 
 class _Dumper(yaml.SafeDumper):
@@ -38,6 +41,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     **{f"crds/{GROUP}_{kind.plural}.yaml": partial(crd_text, kind) for kind in crd.KINDS},
     # the chart has to hold its own copy: helm packages nothing from outside
     **{f"charts/sluice/files/crds/{GROUP}_{kind.plural}.yaml": partial(crd_text, kind) for kind in crd.KINDS},
+    **PAGES,
 }
 
 
