@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import traceback
+from collections.abc import Coroutine
 
 import structlog
 from aiohttp import web
@@ -40,7 +41,7 @@ class Proxy:
         self._guard = Guard(governor)
         self._idle = asyncio.Event()
         self._idle.set()
-        self._drains: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request. Every way out leaves the call settled, or in the hands of a task that settles it."""
@@ -49,6 +50,14 @@ class Proxy:
         if call is None:
             return downstream.reply
         self._enter()
+        task = asyncio.current_task()
+        self._tasks.add(task)  # type: ignore[arg-type] # a handler runs in a task
+        try:
+            return await self._serve(call, request)
+        finally:
+            self._tasks.discard(task)
+
+    async def _serve(self, call: Call, request: web.BaseRequest) -> web.StreamResponse:
         candidates: list[Candidate] | None = None
         try:
             await read(call, request)  # 1. what a decision needs, and no more
@@ -62,12 +71,12 @@ class Proxy:
             if candidates is None:
                 self._leave(call)
         if candidates is None:
-            return downstream.reply
+            return call.downstream.reply
         if is_websocket(request):
             return await self._websocket(call, request, candidates)
         work = self._fulfil(call, candidates)
         await (self._outlive_client(work) if call.drains else work)
-        return downstream.reply
+        return call.downstream.reply
 
     async def _fulfil(self, call: Call, candidates: list[Candidate]) -> None:
         try:
@@ -181,11 +190,11 @@ class Proxy:
 
     # --- what is not a plain call
 
-    async def _outlive_client(self, work: object) -> None:
+    async def _outlive_client(self, work: Coroutine[None, None, None]) -> None:
         """Go on reading an answer to its end after the application has gone, because its rule wants its usage known."""
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._drains.add(task)
-        task.add_done_callback(self._drains.discard)
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
 
     async def _websocket(self, call: Call, request: web.BaseRequest, candidates: list[Candidate]) -> web.StreamResponse:
@@ -220,8 +229,8 @@ class Proxy:
         await self._idle.wait()
 
     def break_off_all(self) -> None:
-        """Cancel what goes on without its client; the server cancels the rest."""
-        for task in self._drains:
+        """End every call that is in flight: its application is told, as far as its stream allows."""
+        for task in list(self._tasks):
             task.cancel()
 
 

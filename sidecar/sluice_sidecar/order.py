@@ -42,7 +42,7 @@ def order_for(
     return Order(
         method=call.method,
         url=upstream.base + call.target.suffix,
-        fields=call.fields.with_fields(_our_fields(call, upstream, key)),
+        fields=call.fields.with_fields(our_fields(call, upstream, key)),
         body=body if call.body_stream is None else call.body_stream,
         timeouts=upstream.policy.timeouts,
         endpoint=call.endpoint,
@@ -52,7 +52,8 @@ def order_for(
     )
 
 
-def _our_fields(call: Call, upstream: Upstream, key: Key) -> list[Field]:
+def our_fields(call: Call, upstream: Upstream, key: Key) -> list[Field]:
+    """Return the header fields that are ours: the key, the upstream's extra fields, trace and request id."""
     fields = list(upstream.own_fields)
     if key.secret is not None and not call.keeps_authorization:
         fields.append(("Authorization", f"Bearer {key.secret.reveal()}"))

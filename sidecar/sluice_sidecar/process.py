@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import os
 import signal
 import sys
@@ -23,14 +22,12 @@ from sluice_sidecar.app import Proxy
 from sluice_sidecar.config import POLL_SECONDS
 from sluice_sidecar.governor import Governor
 from sluice_sidecar.report import status
+from sluice_sidecar.server import ProxyServer, silent_logger
 from sluice_sidecar.settings import Settings
 from sluice_sidecar.sync import SyncChannel
 from sluice_sidecar.telemetry import logs
 from sluice_sidecar.telemetry.records import RecordWriter
 
-LONGEST_LINE_BYTES = 16 * 1024
-LONGEST_FIELD_BYTES = 32 * 1024
-MOST_FIELDS = 256
 FLUSH_SECONDS = 2.0
 _CANCEL_SECONDS = 1.0
 
@@ -48,9 +45,9 @@ async def serve(settings: Settings) -> None:
     proxy = Proxy(governor)
     stop = asyncio.Event()
     with _stop_on_signals(stop) as stop_at_once:
-        server = _proxy_server(proxy)
+        server = ProxyServer(proxy.handle)
         listener = await loop.create_server(server, settings.listen.host, settings.listen.port, backlog=1024)
-        runner = web.AppRunner(_admin(governor), access_log=None, logger=_silent(), handle_signals=False)
+        runner = web.AppRunner(_admin(governor), access_log=None, logger=silent_logger(), handle_signals=False)
         await runner.setup()
         admin = web.TCPSite(runner, settings.admin.host, settings.admin.port)
         await admin.start()
@@ -70,7 +67,10 @@ async def serve(settings: Settings) -> None:
         finally:
             listener.close()
             proxy.break_off_all()
-            await server.shutdown(_CANCEL_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CANCEL_SECONDS):
+                    await proxy.idle()
+            await server.shutdown(0)
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
@@ -78,19 +78,6 @@ async def serve(settings: Settings) -> None:
             await records.close(FLUSH_SECONDS)
             await runner.cleanup()
             log.info("stopped", records_dropped=records.dropped)
-
-
-def _proxy_server(proxy: Proxy) -> web.Server:
-    return web.Server(
-        proxy.handle,
-        handler_cancellation=True,
-        access_log=None,
-        logger=_silent(),
-        auto_decompress=False,
-        max_line_size=LONGEST_LINE_BYTES,
-        max_field_size=LONGEST_FIELD_BYTES,
-        max_headers=MOST_FIELDS,
-    )
 
 
 def _admin(governor: Governor) -> web.Application:
@@ -154,15 +141,6 @@ def _write_ports(settings: Settings, listener: asyncio.Server, runner: web.AppRu
 def _port(sockets: Any) -> int:
     port: int = sockets[0].getsockname()[1]
     return port
-
-
-def _silent() -> logging.Logger:
-    """A logger for the HTTP parser that writes nothing: its messages quote what the client sent, keys included."""
-    logger = logging.getLogger("sluice.http")
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False
-    logger.disabled = True
-    return logger
 
 
 def _report_fault(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

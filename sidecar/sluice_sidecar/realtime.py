@@ -18,6 +18,7 @@ from sluice_sidecar.call import Call
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.grant import Grant
 from sluice_sidecar.guard import Guard
+from sluice_sidecar.order import our_fields
 from sluice_sidecar.refusals import unanswered
 from sluice_sidecar.settle import price
 from sluice_sidecar.steering import Candidate
@@ -55,26 +56,23 @@ async def serve_websocket(
             autoclose=False,
         )
         application.headers["x-sluice-call-id"] = call.id
+        call.outcome = Outcome.SUCCESS  # whichever side ends it: a conversation has no other end
         try:
             await application.prepare(request)
             await relay(application, upstream, _Meter(call).see)
         finally:
+            price(call, grant, finished=True)
+            grant.answered(101, call.usage, call.cost_usd_micros)
             await upstream.close()
-        call.outcome = Outcome.SUCCESS
-        price(call, grant, finished=True)
-        grant.answered(101, call.usage, call.cost_usd_micros)
         return application
     finally:
-        price(call, grant, finished=True)
-        grant.abandoned(call.usage, call.cost_usd_micros)
+        grant.abandoned()
 
 
 async def _connect(call: Call, request: web.BaseRequest, grant: Grant) -> aiohttp.ClientWebSocketResponse:
     upstream, key = grant.upstream, grant.key
-    ours = list(upstream.own_fields)
-    if key.secret is not None and not call.keeps_authorization:
-        ours.append(("Authorization", f"Bearer {key.secret.reveal()}"))
-    fields = [field for field in call.fields.with_fields(ours) if not is_handshake_field(field[0])]
+    sent = call.fields.with_fields(our_fields(call, upstream, key))
+    fields = [field for field in sent if not is_handshake_field(field[0])]
     transport = upstream.transport
     try:
         return await connect_websocket(

@@ -101,7 +101,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         pages = b""
         if sidecar.process.poll() is None:
             pages = "".join(sidecar.admin(page)[1] for page in ("/status", "/metrics")).encode()
-            sidecar.kill()
+        sidecar.kill()
         for secret in policies.SECRETS:
             assert secret.encode() not in sidecar.output() + pages, "a secret or a prompt has left the sidecar"
 

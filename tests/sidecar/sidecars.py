@@ -91,6 +91,7 @@ class Sidecar:
             reader.start()
         self.wait_until(lambda: self.ports_file.exists() or self.process.poll() is not None)
         if not self.ports_file.exists():
+            self.wait()
             raise AssertionError(f"the sidecar ended: {b''.join(self.stderr).decode()}")
         ports = json.loads(self.ports_file.read_text())
         self.port, self.admin_port = ports["proxy"], ports["admin"]
