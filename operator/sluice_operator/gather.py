@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from sluice_core.api.base import Value
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.modelroute import ModelRoute
@@ -14,13 +16,15 @@ class Inputs(Value, frozen=True, kw_only=True):
     """The resources, and the namespaces and pods that they are for.
 
     `namespaces` are those that get a policy, with their labels; `leaving` are being deleted and get nothing more.
-    `pods` are the labels of the pods that have a sidecar.
+    `pods` are the labels of the pods that have a sidecar, `running` how many of these serve. A pod that cannot be
+    scheduled runs no old policy, so no rollout waits for it.
     """
 
     held: tuple[Held, ...] = ()
     namespaces: dict[str, dict[str, str]] = {}
     leaving: frozenset[str] = frozenset()
     pods: dict[str, tuple[dict[str, str], ...]] = {}
+    running: dict[str, int] = {}
 
     @property
     def resources(self) -> tuple[AnyResource, ...]:
@@ -30,10 +34,6 @@ class Inputs(Value, frozen=True, kw_only=True):
             for each in self.held
             if each.resource is not None and each.metadata.deletion_timestamp is None
         )
-
-    def pod_count(self, namespace: str) -> int:
-        """Return how many pods of a namespace run a sidecar."""
-        return len(self.pods.get(namespace, ()))
 
 
 def gather(world: World) -> Inputs:
@@ -52,11 +52,13 @@ def gather(world: World) -> Inputs:
     for pod in sorted(pods, key=lambda each: (each.namespace, each.name)):
         if pod.injected:
             injected.setdefault(pod.namespace, []).append(pod.labels)
+    running = Counter(pod.namespace for pod in pods if pod.injected and pod.running)
     return Inputs(
         held=held,
         namespaces={name: namespaces[name].labels for name in sorted(consumers) if name in namespaces},
         leaving=leaving,
         pods={namespace: tuple(labels) for namespace, labels in injected.items()},
+        running=dict(running),
     )
 
 

@@ -73,6 +73,7 @@ class Reconciler:
         self._drafts = Drafts(clock)
         self._compiled: tuple[int, Compiled] | None = None
         self._told_uninjected: set[str] = set()
+        self._synced_memo: dict[tuple[str, str], tuple[int, int] | None] = {}
         self.uninjected = 0
         self.faults = 0
         self.problems = 0
@@ -88,12 +89,13 @@ class Reconciler:
 
     async def lead(self) -> None:
         """Do one round as leader."""
+        self._synced_memo.clear()
         inputs = gather(self._world)
         compiled = self._compile(inputs)
         if await self._advance(inputs, compiled):
             inputs = gather(self._world)
             compiled = self._compile(inputs)
-        self._fleet.adopt(compiled, {name: inputs.pod_count(name) for name in inputs.namespaces}, self._clock())
+        self._fleet.adopt(compiled, {name: len(labels) for name, labels in inputs.pods.items()}, self._clock())
         self._show(compiled)
         if not await self._look():
             return
@@ -222,11 +224,18 @@ class Reconciler:
     def _synced(self, users: tuple[str, ...], inputs: Inputs, compiled: Compiled) -> tuple[int, int] | None:
         running = wanted = 0
         for namespace in users:
-            pods = inputs.pod_count(namespace)
-            known = self._fleet.synced(namespace, compiled.snapshots[namespace].revision)
+            pods = inputs.running.get(namespace, 0)
+            known = self._known_synced(namespace, compiled.snapshots[namespace].revision)
             running += min(known[0], pods) if known is not None else 0
             wanted += pods
         return running, wanted
+
+    def _known_synced(self, namespace: str, revision: str) -> tuple[int, int] | None:
+        # The fleet looks at all its sidecars to answer, and many resources ask about one namespace.
+        key = (namespace, revision)
+        if key not in self._synced_memo:
+            self._synced_memo[key] = self._fleet.synced(namespace, revision)
+        return self._synced_memo[key]
 
     def _status(self, held: Held, facts: Facts, inputs: Inputs, compiled: Compiled) -> Status:
         status: Status = stored_status(held)

@@ -60,6 +60,7 @@ class Pod(Value, frozen=True, kw_only=True):
     resource_version: str
     labels: dict[str, str] = {}
     injected: bool = False
+    running: bool = False
     leaving: bool = False
     barred: bool = False
 
@@ -139,6 +140,7 @@ def _read_pod(raw: Json) -> Pod:
         resource_version=pod.metadata.resource_version,
         labels=pod.metadata.labels,
         injected=any(container.name == SIDECAR_CONTAINER for container in containers),
+        running=pod.status.phase == "Running",
         leaving=pod.metadata.deletion_timestamp is not None or pod.status.phase in ("Succeeded", "Failed"),
         barred=_barred(pod),
     )

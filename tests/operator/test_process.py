@@ -66,7 +66,7 @@ async def ports_in(path: Path) -> dict[str, int]:
             ports = json.loads(path.read_bytes()) if path.exists() else {}
             if {"http", "sync"} <= ports.keys():
                 return ports
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 -- the other process decides when
+            await asyncio.sleep(0.05)
 
 
 async def test_a_pod_gets_its_own_policy_over_tls_and_no_other(process, api, tmp_path: Path):

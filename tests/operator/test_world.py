@@ -50,11 +50,11 @@ def test_only_what_matters_wakes_the_loop():
 
 
 def test_a_pods_heartbeat_does_not_wake_the_loop():
-    """Kubelets write pod statuses all the time; only labels, sidecar and end of life matter."""
+    """Kubelets write pod statuses all the time; only labels, sidecar, start and end of life matter."""
     world = World()
     pod = {"spec": {"containers": [{"name": "app"}], "initContainers": [{"name": "sluice"}]}}
-    assert world.put(PODS, thing(version=1, status={"phase": "Pending"}, **pod), 1.0)
-    assert not world.put(PODS, thing(version=2, status={"phase": "Running"}, **pod), 2.0)
+    assert world.put(PODS, thing(version=1, status={"phase": "Running"}, **pod), 1.0)
+    assert not world.put(PODS, thing(version=2, status={"phase": "Running", "podIP": "10.0.0.1"}, **pod), 2.0)
     assert world.put(PODS, thing(version=3, status={"phase": "Succeeded"}, **pod), 3.0)
 
 
@@ -130,3 +130,14 @@ def test_only_namespaces_that_exist_get_a_policy():
     assert gather(world).namespaces == {}
     world.put(NAMESPACES, {"metadata": {"name": "team", "resourceVersion": "2", "labels": {"a": "b"}}}, 2.0)
     assert gather(world).namespaces == {"team": {"a": "b"}}
+
+
+def test_a_pod_that_never_started_is_not_waited_for():
+    """It counts for sizing shares, and not among those that should run the present policy."""
+    world = World()
+    world.put(NAMESPACES, {"metadata": {"name": "team", "resourceVersion": "1"}}, 1.0)
+    for number, phase in enumerate(("Running", "Pending", "Failed")):
+        spec = {"containers": [{"name": "sluice"}]}
+        world.put(PODS, thing(f"p{number}", spec=spec, status={"phase": phase}), 1.0)
+    inputs = gather(world)
+    assert (len(inputs.pods["team"]), inputs.running) == (2, {"team": 1})
