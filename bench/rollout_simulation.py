@@ -48,6 +48,7 @@ SCENARIOS = (
         name="healthy, one user has half",
         population=Population(users=200, concentration=5, error_rate=0.03, heavy_share=0.5),
     ),
+    Scenario(name="healthy, 100 users with habits", population=Population(users=100, spread=0.7)),
     Scenario(name="healthy, outage of the provider", outages=OUTAGE),
     Scenario(name="errors x2", behaviour=Behaviour(error_factor=2)),
     Scenario(name="errors x3", behaviour=Behaviour(error_factor=3)),

@@ -29,11 +29,16 @@ class Draws(Protocol):
 
 
 class Population(Value, frozen=True, kw_only=True):
-    """Who calls: each user fails with a probability of its own, Beta with this mean and concentration."""
+    """Who calls: each user fails with a probability of its own, Beta with this mean and concentration.
+
+    `spread` is how much users differ in the length and duration of their answers (sigma of a lognormal factor).
+    `heavy_share` of the requests come from one user.
+    """
 
     users: int = 600
     error_rate: float = 0.01
     concentration: float = 50.0
+    spread: float = 0.0
     heavy_share: float = 0.0
 
 
@@ -57,13 +62,14 @@ class Ramp(Value, frozen=True, kw_only=True):
 class Traffic:
     """A population and the counters of both arms."""
 
-    __slots__ = ("_arms", "_behaviour", "_buckets", "_draws", "_heavy_share", "_propensity")
+    __slots__ = ("_arms", "_behaviour", "_buckets", "_draws", "_habits", "_heavy_share", "_propensity")
 
     def __init__(self, population: Population, behaviour: Behaviour, draws: Draws, salt: str) -> None:
         mean, concentration = population.error_rate, population.concentration
         self._propensity = [
             draws.betavariate(mean * concentration, (1 - mean) * concentration) for _ in range(population.users)
         ]
+        self._habits = [draws.lognormvariate(0.0, population.spread) for _ in range(population.users)]
         self._buckets = [bucket_of(salt, f"user-{user}") for user in range(population.users)]
         self._heavy_share = population.heavy_share
         self._behaviour = behaviour
@@ -83,10 +89,11 @@ class Traffic:
             candidate = self._buckets[user] < weight * 100
             behaviour = self._behaviour if candidate else Behaviour()
             failed = draws.random() < max(outage, self._propensity[user] * error_multiplier * behaviour.error_factor)
-            tokens = draws.lognormvariate(5.0, 0.8) * behaviour.cost_factor
+            habit = self._habits[user]
+            tokens = draws.lognormvariate(5.0, 0.8) * behaviour.cost_factor * habit
             self._arms[CANDIDATE if candidate else STABLE].record(
                 outcome=Outcome.PROVIDER_ERROR if failed else Outcome.SUCCESS,
-                latency_seconds=draws.lognormvariate(0.3, 0.5) * behaviour.latency_factor,
+                latency_seconds=draws.lognormvariate(0.3, 0.5) * behaviour.latency_factor * habit,
                 usage=Usage(input_tokens=500, output_tokens=round(tokens)),
                 cost_usd_micros=round(200 + tokens * 1.6),
                 finish_reason="stop",

@@ -283,8 +283,15 @@ def simulate(population: Population, behaviour: Behaviour, runs: int, ramp: Ramp
         (Population(), True),
         (Population(concentration=2.0, error_rate=0.02), False),
         (Population(users=200, concentration=5.0, error_rate=0.03, heavy_share=0.5), False),
+        (Population(users=100, spread=0.7), False),
     ],
-    ids=["alike users", "drifting base rate", "users who differ widely", "one user with half of the traffic"],
+    ids=[
+        "alike users",
+        "drifting base rate",
+        "users who differ widely",
+        "one user with half of the traffic",
+        "users with habits",
+    ],
 )
 def test_a_healthy_candidate_is_seldom_rolled_back(population: Population, drift: bool) -> None:
     """Looked at after every interval, at most the promised 5 % of healthy candidates are rolled back (25 runs each:
