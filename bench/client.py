@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -69,10 +70,10 @@ class Exchange(asyncio.Protocol):
             self._transport.abort()
 
 
-async def connect(port: int) -> Exchange:
+async def connect(port: int, tls: ssl.SSLContext | None = None) -> Exchange:
     """Return a connection to a port of this machine."""
     factory: Callable[[], Exchange] = Exchange
-    _, connection = await asyncio.get_running_loop().create_connection(factory, "127.0.0.1", port)
+    _, connection = await asyncio.get_running_loop().create_connection(factory, "127.0.0.1", port, ssl=tls)
     return connection
 
 

@@ -29,7 +29,6 @@ SHAPES = (
     Shape("16 connections, 10 KB", 16, 10_000),
     Shape("16 connections, 100 KB", 16, 100_000),
 )
-QUICK_SHAPES = (SHAPES[0], SHAPES[2])
 BODIES = {size: wrk.chat_body(size) for size in {shape.body_bytes for shape in SHAPES}}
 
 

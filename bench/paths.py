@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from typing import Self
 from urllib.request import urlopen
 
 from bench import wrk
@@ -68,7 +69,7 @@ class Reloads:
         self.count = 0
         self.revision = ""
 
-    def __enter__(self) -> Reloads:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

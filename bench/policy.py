@@ -58,11 +58,20 @@ def _resources(path: Path, upstream: str) -> list[AnyResource]:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(path.read_text(encoding="utf-8").replace("${UPSTREAM}", upstream))
         file.flush()
-        parsed = [parse({**each.content, "metadata": _named(each.content)}) for each in read([file.name])]
-    for each in parsed:
-        if isinstance(each, Problem):
-            raise ValueError(f"{path.name}: {each.path}: {each.message}")
-    return [each for each in parsed if not isinstance(each, Problem)]
+        return [parsed({**each.content, "metadata": _named(each.content)}) for each in read([file.name])]
+
+
+def parsed(manifest: dict[str, object]) -> AnyResource:
+    """Return the resource that a manifest describes.
+
+    Raises:
+        ValueError: it describes none.
+    """
+    resource = parse(manifest)
+    if isinstance(resource, Problem):
+        message = f"{resource.path}: {resource.message}"
+        raise ValueError(message)  # noqa: TRY004 - the manifest is wrong, not the code
+    return resource
 
 
 def _named(content: dict[str, object]) -> dict[str, object]:

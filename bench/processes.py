@@ -14,6 +14,8 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+ROOT = Path(__file__).parent.parent
+
 
 def pinned(core: int | None) -> list[str]:
     """Return the prefix of a command that pins it to a core, where that is possible."""
@@ -30,6 +32,7 @@ def started(
     with (log or Path(os.devnull)).open("ab") as errors:
         process = subprocess.Popen(
             [*pinned(core), *command],
+            cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -55,7 +55,8 @@ class Results:
 
     def _table(self, section: str) -> str:
         keys = [key for key in self._samples if key.section == section]
-        targets = list(dict.fromkeys(key.target for key in keys))
+        here = {key.target for key in keys}
+        targets = [name for name in dict.fromkeys(key.target for key in self._samples) if name in here]
         lines = list(dict.fromkeys((key.row, key.metric, key.unit) for key in keys))
         cells = [["", "", *targets]]
         for row, metric, unit in lines:

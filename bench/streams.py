@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import uvloop
 
 from bench import wrk
 from bench.client import connect, post
-from bench.processes import pinned
+from bench.processes import ROOT, pinned
 from bench.targets import Cores
 from bench.upstream import STAMP_DIGITS, stream_events
 
@@ -71,7 +72,7 @@ class _Seen:
 def run(load: Load, cores: Cores) -> Figures:
     """Run the load in a process of its own and return what it measured."""
     command = [*pinned(cores.load), sys.executable, "-m", "bench.streams", msgspec.json.encode(load).decode()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
     return msgspec.json.decode(done.stdout, type=Figures)
 
 
@@ -117,7 +118,7 @@ def _note(arrivals: list[tuple[int, bytes]], due: int, expected: bytes, seen: _S
     if delays:
         seen.firsts.append(delays[0])
         seen.delays += delays
-        seen.gaps += [after - before for before, after in zip(delays, delays[1:], strict=False)]
+        seen.gaps += [after - before for before, after in itertools.pairwise(delays)]
 
 
 async def _large_calls(load: Load, seen: _Seen) -> None:

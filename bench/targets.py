@@ -141,6 +141,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+_ENVOY_TYPES = "type.googleapis.com/envoy.extensions"
 _ENVOY = """
 admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}
 static_resources:
@@ -150,7 +151,7 @@ static_resources:
         - filters:
             - name: envoy.filters.network.http_connection_manager
               typed_config:
-                "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                "@type": {types}.filters.network.http_connection_manager.v3.HttpConnectionManager
                 stat_prefix: bench
                 route_config:
                   virtual_hosts:
@@ -159,7 +160,7 @@ static_resources:
                       routes: [{{match: {{prefix: /}}, route: {{cluster: upstream, timeout: 600s}}}}]
                 http_filters:
                   - name: envoy.filters.http.router
-                    typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+                    typed_config: {{"@type": {types}.filters.http.router.v3.Router}}
   clusters:
     - name: upstream
       type: STATIC
@@ -177,7 +178,7 @@ def envoy(upstream_port: int, cores: Cores) -> Iterator[Target]:
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as directory:
         port, admin = free_port(), free_port()
         file = Path(directory, "envoy.yaml")
-        file.write_text(_ENVOY.format(port=port, admin=admin, upstream=upstream_port))
+        file.write_text(_ENVOY.format(types=_ENVOY_TYPES, port=port, admin=admin, upstream=upstream_port))
         binary = str(TOOLS / "envoy" / "bin" / "envoy")
         command = [binary, "-c", str(file), "--concurrency", "1", "-l", "off", "--base-id", str(os.getpid() % 1000)]
         with started(command, core=cores.proxy) as process:

@@ -25,7 +25,7 @@ init = function(args)
   }
   for user = 1, tonumber(os.getenv("BENCH_USERS")) do
     headers["x-user-id"] = "user-" .. user
-    requests[user] = wrk.format("POST", "/v1/chat/completions", headers, body)
+    requests[user] = wrk.format("POST", os.getenv("BENCH_PATH"), headers, body)
   end
 end
 request = function()
@@ -68,16 +68,30 @@ def chat_body(size: int, model: str = "gpt-4.1-mini", *, stream: bool = False) -
     return json.dumps({**head, "messages": [message]}).encode()
 
 
-def run(port: int, *, body: bytes, connections: int, seconds: int, core: int | None) -> Load:
-    """Put load on a proxy and return what was measured."""
+def run(
+    port: int,
+    *,
+    body: bytes,
+    connections: int,
+    seconds: int,
+    core: int | None,
+    path: str = "/v1/chat/completions",
+    scheme: str = "http",
+) -> Load:
+    """Put load on a server and return what was measured."""
     with tempfile.TemporaryDirectory() as directory:
         script, body_file = Path(directory, "load.lua"), Path(directory, "body.json")
         script.write_text(_SCRIPT)
         body_file.write_bytes(body)
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
         result = subprocess.run(
-            [*pinned(core), *command, f"http://127.0.0.1:{port}"],
-            env={"BENCH_BODY": str(body_file), "BENCH_USERS": str(USERS), "PATH": os.environ.get("PATH", "")},
+            [*pinned(core), *command, f"{scheme}://127.0.0.1:{port}"],
+            env={
+                "BENCH_BODY": str(body_file),
+                "BENCH_USERS": str(USERS),
+                "BENCH_PATH": path,
+                "PATH": os.environ.get("PATH", ""),
+            },
             capture_output=True,
             text=True,
             check=True,
