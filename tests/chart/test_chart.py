@@ -134,7 +134,7 @@ def test_custom_resources_stay_only_if_they_shall(keep: bool, policy: str | None
     """`crds.keep` decides whether uninstalling deletes users' resources."""
     crds = [item for item in render({"crds": {"keep": keep}}) if item["kind"] == "CustomResourceDefinition"]
 
-    assert {item["metadata"]["annotations"].get("helm.sh/resource-policy") for item in crds} == {policy}
+    assert {item["metadata"].get("annotations", {}).get("helm.sh/resource-policy") for item in crds} == {policy}
 
 
 def test_custom_resources_can_be_installed_by_others() -> None:
