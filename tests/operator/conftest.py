@@ -19,6 +19,8 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
+from sluice_core.api import crd, validation
+from sluice_core.api.schema import with_defaults
 from sluice_operator import kinds
 from sluice_operator.certificates_keeper import WEBHOOKS
 from sluice_operator.cluster import Cluster
@@ -59,7 +61,6 @@ class ApiServer(kmock.KubernetesScaffold):
         self.faults: list[Callable[[kmock.Request], web.Response | None]] = []
         self.reviews: dict[str, Json] = {}
         self.writes: list[tuple[str, str]] = []
-        self.status_types: dict[str, Any] = {}
         self.rules: list[tuple[str | None, Json]] | None = None
         for type_ in SERVED.values():
             self.resources[f"{type_.api_version}/{type_.plural}"] = kmock.KubernetesScaffold.ResourceInfo(
@@ -215,8 +216,7 @@ class ApiServer(kmock.KubernetesScaffold):
         self._check(before, {"resourceVersion": data.get("metadata", {}).get("resourceVersion")})
         after = copy.deepcopy(data) if method == "PUT" else _merge(before, data)
         if request.subresource == "status":
-            self._validate_status(type_, after.get("status", {}))
-            after = before | {"status": after.get("status", {})}
+            after = before | {"status": self._checked_status(type_, after.get("status", {}))}
         elif type_.plural in WITH_STATUS:
             after = after | ({"status": before["status"]} if "status" in before else {})
         return self._store(key, before, after)
@@ -272,11 +272,15 @@ class ApiServer(kmock.KubernetesScaffold):
             if value and stored["metadata"][name] != value:
                 raise RefusalError(409, "Conflict", "the object has been modified")
 
-    def _validate_status(self, type_: ResourceType, status: Json) -> None:
-        try:
-            msgspec.convert(status, self.status_types.get(type_.plural, dict))
-        except msgspec.ValidationError as error:
-            raise RefusalError(422, "Invalid", str(error)) from None
+    def _checked_status(self, type_: ResourceType, status: Json) -> Json:
+        """Hold a status against the CRD's schema and fill in defaults, as a real API server does."""
+        if type_ not in SLUICE_KINDS:
+            return status
+        schema = crd.schema(crd.BY_NAME[type_.kind])["properties"]["status"]
+        errors = [f"{each.path}: {each.message}" for each in validation._schema_errors(schema, status, "status")]
+        if errors:
+            raise RefusalError(422, "Invalid", "; ".join(errors))
+        return with_defaults(schema, status)
 
     def _list(self, type_: ResourceType, request: kmock.Request) -> Json:
         items = [stored for key, stored in sorted(self.stored.items()) if key[0] == type_.plural]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from sluice_core.api.canarysplit_status import CanarySplitStatus, Phase
+from sluice_core.api.canarysplit_status import Phase
 from sluice_core.records import Outcome
 from sluice_core.rollout.counts import ArmCounter
 from sluice_core.snapshot import SplitPolicy, decode
@@ -111,7 +111,6 @@ def condition(api: Any, wanted: str) -> dict[str, Any]:
 
 @pytest.fixture
 def team(api):
-    api.status_types = {"canarysplits": CanarySplitStatus}
     api.put(NAMESPACES, "team")
     api.put(UPSTREAMS, "openai", "team", spec={"baseURL": "http://mock/v1"})
     rules = [{"name": "default", "targets": [{"upstreamRef": {"name": "openai"}, "model": "gpt-4.1"}]}]

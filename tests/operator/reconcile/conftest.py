@@ -8,10 +8,6 @@ from typing import Any
 
 import pytest
 
-from sluice_core.api.canarysplit_status import CanarySplitStatus
-from sluice_core.api.modelroute import ModelRouteStatus
-from sluice_core.api.quotaallocation import QuotaAllocationStatus
-from sluice_core.api.upstream import UpstreamStatus
 from sluice_core.rollout.observation import Plan
 from sluice_core.snapshot import Snapshot, decode
 from sluice_operator.cluster import Cluster
@@ -82,14 +78,8 @@ def rbac(api) -> None:
 
 
 @pytest.fixture
-def operators(cluster: Cluster, clock, api) -> Callable[..., Operator]:
-    """Make operators, one after the other, on the same cluster; statuses are held against their types."""
-    api.status_types = {
-        "upstreams": UpstreamStatus,
-        "modelroutes": ModelRouteStatus,
-        "quotaallocations": QuotaAllocationStatus,
-        "canarysplits": CanarySplitStatus,
-    }
+def operators(cluster: Cluster, clock) -> Callable[..., Operator]:
+    """Make operators, one after the other, on the same cluster."""
     return lambda rollouts=None: Operator(cluster, clock, rollouts or Still())
 
 
