@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -32,6 +32,8 @@ from sluice_operator.settings import CertificateIssuer, Settings, address
 from sluice_operator.sync import PolicyBoard, SyncServer
 from sluice_operator.webhooks import Webhooks
 from sluice_operator.world import World
+
+STOP_SECONDS: Final = 5.0
 
 _log = structlog.get_logger()
 
@@ -142,17 +144,20 @@ class Operator:
             return await kopf_login(self._configuration)
 
         jobs: list[Coroutine[Any, Any, None]] = [
-            self.leadership.run(),
             self.observer.run(),
-            self.loop.run(),
             Watches(self.observer, login).run(),
             self._serve_sync(sync),
         ]
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(job) for job in jobs]
+            leadership = group.create_task(self.leadership.run())
+            rounds = group.create_task(self.loop.run())
+            others = [group.create_task(job) for job in jobs]
             await stop.wait()
             _log.info("operator_stopping")
-            for task in tasks:
+            # The Lease is given up last: no write of this process may meet one of its successor.
+            rounds.cancel()
+            await asyncio.wait([rounds], timeout=STOP_SECONDS)
+            for task in (leadership, *others):
                 task.cancel()
 
     async def _serve_sync(self, sync: web.AppRunner) -> None:

@@ -211,24 +211,29 @@ class Reconciler:
         if held.problem is not None:
             problems = (held.problem, *problems)
         users = _users(held, compiled)
+        synced, reported = self._synced(users, inputs, compiled)
         return Facts(
             generation=held.metadata.generation,
             problems=problems,
             keys=self.credentials.found(resource) if isinstance(resource, Upstream) else None,
             behind=next((self._behind[name] for name in users if name in self._behind), None),
-            synced=self._synced(users, inputs, compiled),
+            synced=synced if resource is not None else None,
+            reported=reported,
             selects=isinstance(resource, ModelRoute | QuotaAllocation),
             rollout=isinstance(resource, CanarySplit),
         )
 
-    def _synced(self, users: tuple[str, ...], inputs: Inputs, compiled: Compiled) -> tuple[int, int] | None:
+    def _synced(self, users: tuple[str, ...], inputs: Inputs, compiled: Compiled) -> tuple[tuple[int, int], bool]:
+        """Return how many pods run the policy, of how many that should; and whether any of them reports at all."""
         running = wanted = 0
+        reported = False
         for namespace in users:
             pods = inputs.running.get(namespace, 0)
             known = self._known_synced(namespace, compiled.snapshots[namespace].revision)
+            reported = reported or known is not None
             running += min(known[0], pods) if known is not None else 0
             wanted += pods
-        return running, wanted
+        return (running, wanted), reported
 
     def _known_synced(self, namespace: str, revision: str) -> tuple[int, int] | None:
         # The fleet looks at all its sidecars to answer, and many resources ask about one namespace.

@@ -41,7 +41,7 @@ class Settings(Value, frozen=True, kw_only=True):
     ports_file: str = ""
     log_level: str = "info"
     tick_seconds: float = 5.0
-    debounce_seconds: float = 0.1
+    debounce_seconds: float = 0.25
     resync_seconds: float = 60.0
     drift_seconds: float = 10.0
     reread_seconds: float = 10.0

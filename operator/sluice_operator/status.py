@@ -56,8 +56,8 @@ class Facts(Value, frozen=True, kw_only=True):
     """What is known about a resource besides its spec.
 
     `behind` says why the policy with this resource is not published where it is used, if so. `synced` is the number of
-    pods that run the policy, of those that should; None where nobody reports. `rollout` says that the resource is one:
-    as long as nothing is amiss its own conditions say how it stands.
+    pods that run the policy, of those that should, and `reported` says whether any pod told. `rollout` says that the
+    resource is one: as long as nothing is amiss its own conditions say how it stands.
     """
 
     generation: int
@@ -65,6 +65,7 @@ class Facts(Value, frozen=True, kw_only=True):
     keys: KeyFindings | None = None
     behind: NotPublished | None = None
     synced: tuple[int, int] | None = None
+    reported: bool = True
     selects: bool = False
     rollout: bool = False
 
@@ -72,6 +73,9 @@ class Facts(Value, frozen=True, kw_only=True):
 def synced_text(synced: tuple[int, int] | None) -> str:
     """Return the `12/12` of the status."""
     return "" if synced is None else f"{synced[0]}/{synced[1]}"
+
+
+_STATUS: Final = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
 
 
 class _Setter:
@@ -84,8 +88,8 @@ class _Setter:
         self._generation = generation
         self._now = now_unix
 
-    def set(self, type_: str, holds: bool, reason: str, message: str) -> None:
-        status = ConditionStatus.TRUE if holds else ConditionStatus.FALSE
+    def set(self, type_: str, holds: bool | None, reason: str, message: str) -> None:
+        status = _STATUS[holds]
         self.conditions = set_condition(
             self.conditions, type_, status, reason, message, now_unix=self._now, observed_generation=self._generation
         )
@@ -135,10 +139,17 @@ def _set_details(setter: _Setter, facts: Facts, told: tuple[Told, ...]) -> None:
         reason = nobody[0].reason if nobody else "Selected"
         setter.set("WorkloadsSelected", not nobody, reason, _sentence(nobody) or "pods use it")
     if facts.synced is not None and not facts.rollout:
-        running, wanted = facts.synced
-        synced = running >= wanted
-        message = f"{running} of {wanted} pods run the present policy"
-        setter.set("ConfigSynced", synced, "Synced" if synced else "PodsBehind", message)
+        _set_synced(setter, facts.synced, facts.reported)
+
+
+def _set_synced(setter: _Setter, synced: tuple[int, int], reported: bool) -> None:
+    running, wanted = synced
+    if wanted and not reported:
+        message = f"none of {wanted} pods reports which policy it runs; they follow their mounted files"
+        setter.set("ConfigSynced", None, "NoReports", message)
+        return
+    reason = "Synced" if running >= wanted else "PodsBehind"
+    setter.set("ConfigSynced", running >= wanted, reason, f"{running} of {wanted} pods run the present policy")
 
 
 def _condition_of(reason: str) -> str:

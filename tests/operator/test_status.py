@@ -58,6 +58,9 @@ def states(facts: Facts) -> dict[str, tuple[str, str]]:
             {"Ready": ("True", "InForce"), "ResolvedRefs": ("False", "SecretNotFound")},
         ),
         (Facts(generation=1, synced=(1, 2)), {"Ready": ("True", "InForce"), "ConfigSynced": ("False", "PodsBehind")}),
+        (Facts(generation=1, synced=(2, 2)), {"ConfigSynced": ("True", "Synced")}),
+        (Facts(generation=1, synced=(0, 2), reported=False), {"ConfigSynced": ("Unknown", "NoReports")}),
+        (Facts(generation=1, synced=(0, 0), reported=False), {"ConfigSynced": ("True", "Synced")}),
     ],
 )
 def test_conditions_say_what_is_amiss(facts: Facts, expected: dict[str, tuple[str, str]]):
