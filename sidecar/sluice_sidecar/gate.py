@@ -10,7 +10,6 @@ import msgspec
 from sluice_core.api.quotaallocation import Priority
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation
-from sluice_core.limits.keys import Dimension, Layer
 from sluice_core.limits.queue import Entered, Ready, TimedOut, Waiter, WaitingLine
 from sluice_core.selection import PodPolicy
 
@@ -23,14 +22,6 @@ class Passed(msgspec.Struct, frozen=True, kw_only=True):
     waited_seconds: float = 0.0
 
 
-class _Waiting:
-    __slots__ = ("future", "upstream")
-
-    def __init__(self, future: asyncio.Future[Passed | Refused], upstream: str) -> None:
-        self.future = future
-        self.upstream = upstream
-
-
 class Gate:
     """Lets attempts through to the upstreams, as the limits allow."""
 
@@ -41,7 +32,7 @@ class Gate:
         self._clock = clock
         self._on_waiting = on_waiting
         self._next_id = 0
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, asyncio.Future[Passed | Refused]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def submit(
@@ -58,12 +49,12 @@ class Gate:
                 return refused
             case Entered():
                 future: asyncio.Future[Passed | Refused] = asyncio.get_running_loop().create_future()
-                self._waiting[number] = _Waiting(future, upstream)
+                self._waiting[number] = future
                 return number
 
     async def wait(self, number: int) -> Passed | Refused:
         """Wait for one's turn. Whoever is cancelled meanwhile leaves the line at once, with nothing reserved."""
-        future = self._waiting[number].future
+        future = self._waiting[number]
         self._on_waiting()
         self._arm()
         try:
@@ -97,10 +88,10 @@ class Gate:
         self._arm()
 
     def _resolve(self, number: int, answer: Passed | Refused) -> bool:
-        waiting = self._waiting.pop(number, None)
-        if waiting is None or waiting.future.done():
+        future = self._waiting.pop(number, None)
+        if future is None or future.done():
             return False
-        waiting.future.set_result(answer)
+        future.set_result(answer)
         return True
 
     def _arm(self) -> None:
@@ -115,11 +106,7 @@ class Gate:
             self._timer = loop.call_later(max(0.001, when - now), self.pump)
 
     def configure(self, policy: PodPolicy) -> None:
-        """Put new limits into force. Who waits for an upstream that is gone is told so."""
-        for number, waiting in list(self._waiting.items()):
-            if waiting.upstream not in policy.upstreams:
-                self.line.leave(number)
-                self._resolve(number, _refused_because_gone(waiting.upstream, self._clock()))
+        """Put new limits into force. Who waits for an upstream that is gone is sent away."""
         self.admission.configure(policy)
         self.pump()
 
@@ -135,8 +122,3 @@ def _passed(outcome: Ready | TimedOut) -> Passed | Refused:
             return Passed(reservation=reservation, would_refuse=would_refuse, waited_seconds=waited)
         case TimedOut(refusal=refusal):
             return refusal
-
-
-def _refused_because_gone(upstream: str, now: float) -> Refused:
-    obstacle = Obstacle(name=upstream, layer=Layer.ALLOCATION, dimension=Dimension.REQUESTS)
-    return Refused(reason="timed_out", obstacle=obstacle, retry_at=now)

@@ -11,6 +11,9 @@ import msgspec
 import structlog
 
 from sluice_core.api.modelroute import Authorization
+from sluice_core.api.quotaallocation import Budget
+from sluice_core.budget import SpendCounter, SpendLedger
+from sluice_core.limits.accounts import budgets_of
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.estimate import Estimator
 from sluice_core.records import CallRecord, Outcome
@@ -27,6 +30,7 @@ from sluice_sidecar.config import LabelSource, PolicySource
 from sluice_sidecar.credentials import Credentials
 from sluice_sidecar.feedback import ArmMemory
 from sluice_sidecar.gate import Gate
+from sluice_sidecar.pacing import Pacing
 from sluice_sidecar.report import build_report, readings
 from sluice_sidecar.settings import Settings, WhenUnconfigured
 from sluice_sidecar.steering import Candidate
@@ -80,6 +84,9 @@ class Governor:
         self.admission = Admission(sole=settings.sync_url is None)
         self.gate = Gate(self.admission, clock, self._somebody_waits)
         self.breakers = Breakers()
+        self.pacing = Pacing(self.admission)
+        self.spends = SpendCounter()
+        self._ledger = SpendLedger() if settings.sync_url is None else None
         self.estimator = Estimator()
         self.memory = ArmMemory()
         self.metrics = Metrics()
@@ -115,6 +122,20 @@ class Governor:
         if self.source.error and self.source.error != before:
             log.error("policy rejected; the last good one stays", error=self.source.error)
         self._adopt(again=relabelled)
+        self.pacing.tick(self.clock())
+        if self._ledger is not None:
+            self._watch_budgets(self._ledger)
+
+    def _watch_budgets(self, ledger: SpendLedger) -> None:
+        """Find out which budgets are spent, where no control plane does."""
+        budgets: dict[str, Budget] = {}
+        for quota, allocation in self._view.policy.quotas.values() if self._view is not None else ():
+            budgets.update(budgets_of(quota, allocation))
+        if budgets:
+            unix_now = time.time()
+            ledger.report(self.instance, self.spends.export(), unix_now)
+            exhausted = ledger.exhausted(budgets, unix_now)
+            self.admission.apply_exhausted(exhausted, now=self.clock(), unix_now=unix_now)
 
     def _adopt(self, *, again: bool = False) -> None:
         snapshot = self.source.current(self.clock())
@@ -181,6 +202,10 @@ class Governor:
             self._count_for_arm(call, record)
         if call.usage is not None and record.outcome is Outcome.SUCCESS and not call.usage_estimated:
             self.estimator.learn(call.facts, call.model, call.usage)
+        if record.cost_usd_micros:
+            budgets = budgets_of(call.quota, call.allocation)
+            if budgets:
+                self.spends.charge(budgets, record.cost_usd_micros, call.unix_time)
         self.metrics.settled(record)
         self.records.add(record)
 

@@ -82,6 +82,7 @@ class Guard:
         self._gate = governor.gate
         self._breakers = governor.breakers
         self._estimator = governor.estimator
+        self._pacing = governor.pacing
 
     async def answer(self, call: Call, candidates: list[Candidate]) -> Granted | Static:
         """Return the first answer worth showing.
@@ -129,6 +130,7 @@ class Guard:
                 grant = await self._admit(call, plan, tried)
                 tried.add(grant.key.name)
                 result = await self._attempt(call, plan, grant)
+                self._note_pace(call, plan, grant, result)
                 if not isinstance(result, Failed):
                     return Granted(result=result, grant=grant)
                 step = self._after(journey, plan, result.failure, tried)
@@ -270,6 +272,18 @@ class Guard:
         finally:
             if not done:
                 grant.abandoned()
+
+    def _note_pace(self, call: Call, plan: _Plan, grant: Grant, result: Result) -> None:
+        upstream, now = plan.upstream.policy.key, call.clock()
+        match result:
+            case Failed(failure=failure):
+                if failure.outcome is Outcome.THROTTLED:
+                    slow_down = failure.code == "slow_down"
+                    self._pacing.throttled(upstream, plan.model, grant.started, now, slow_down=slow_down)
+            case Whole(fields=fields):
+                self._pacing.answered(upstream, plan.model, fields, now)
+            case Stream(response=response) | Opaque(response=response):
+                self._pacing.answered(upstream, plan.model, response.fields, now)
 
     def _after(self, journey: _Journey, plan: _Plan, failure: Failure, tried: set[str | None]) -> Step:
         call = journey.call

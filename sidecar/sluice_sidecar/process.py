@@ -30,6 +30,7 @@ from sluice_sidecar.telemetry.records import RecordWriter
 
 FLUSH_SECONDS = 2.0
 _CANCEL_SECONDS = 1.0
+_CLOSE_SECONDS = 0.1  # for idle connections; zero would mean for ever
 
 log = structlog.get_logger()
 
@@ -70,7 +71,8 @@ async def serve(settings: Settings) -> None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CANCEL_SECONDS):
                     await proxy.idle()
-            await server.shutdown(0)
+            server.pre_shutdown()
+            await server.shutdown(_CLOSE_SECONDS)
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)

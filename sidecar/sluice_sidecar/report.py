@@ -28,6 +28,8 @@ def build_report(governor: Governor, sequence: int, *, stopping: bool) -> SyncRe
         config_error=governor.source.error[:1024],
         demands=governor.admission.demands(now)[:1024],
         counts=_counts(governor)[:MAX_COUNTS],
+        spends=governor.spends.export()[:1024],
+        observations=governor.pacing.observations()[:256],
         gauges=governor.admission.gauges(now)[:256],
         breakers=_breakers(governor),
         stopping=stopping,
