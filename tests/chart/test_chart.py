@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import yaml
 
-from sluice_operator import permissions, settings
+from sluice_operator import injector_permissions, permissions, settings
 from sluice_operator.injector_main import read_environment
 from sluice_operator.injector_settings import InjectorSettings, decode
 
@@ -155,6 +155,21 @@ def _rules(rules: Any) -> list[Json]:
 def test_the_operator_may_do_exactly_what_it_declares(kind: str, declared: Any) -> None:
     """The chart's rules are those that the operator's code lists, no more and no less."""
     assert _rules(find(render(), kind, "sluice-operator")["rules"]) == _rules(declared)
+
+
+@pytest.mark.parametrize(
+    ("kube_version", "declared"),
+    [
+        ("1.36.0", injector_permissions.CLUSTER_RULES),
+        ("1.30.0", injector_permissions.CLUSTER_RULES + injector_permissions.NODE_RULES),
+    ],
+)
+def test_the_injector_may_do_exactly_what_it_declares(kube_version: str, declared: Any) -> None:
+    """As for the operator; nodes are seen only where they may be too old."""
+    objects = render(kube_version=kube_version)
+
+    assert _rules(find(objects, "ClusterRole", "sluice-injector")["rules"]) == _rules(declared)
+    assert _rules(find(objects, "Role", "sluice-injector")["rules"]) == _rules(injector_permissions.NAMESPACE_RULES)
 
 
 @every_value_set

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from aiohttp import ClientSession, TCPConnector
 from aiohttp.test_utils import TestClient, TestServer
 
-from sluice_operator import injector_main
+from sluice_operator import injector_check, injector_main, injector_permissions
 from sluice_operator.certificates_keeper import WEBHOOKS
 from sluice_operator.cluster import Cluster
 from sluice_operator.injector_cluster import NODES, NamespaceChoices, detect_native, knows_native
@@ -270,7 +271,8 @@ def environment(api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> di
     config.write_bytes(msgspec.json.encode(pods.SETTINGS))
     return {
         "SLUICE_INJECTOR_CONFIG": str(config),
-        "SLUICE_CERTIFICATE_NAMES": "sluice-injector.sluice-system.svc,sluice-operator.sluice-system.svc",
+        # the last name is for the chart's own check, which cannot choose the name that it asks for
+        "SLUICE_CERTIFICATE_NAMES": "sluice-injector.sluice-system.svc,sluice-operator.sluice-system.svc,localhost",
         "SLUICE_INJECTOR_PORT": "0",
         "SLUICE_HEALTH_PORT": "0",
         "SLUICE_DRAIN_SECONDS": "0",
@@ -281,7 +283,10 @@ def environment(api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> di
 async def test_the_process_serves_what_the_api_server_trusts(
     api: Any, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """From an empty cluster: certificate made and trusted, ready, a pod injected over verified TLS, a clean stop."""
+    """From an empty cluster, with its own rights only: certificate made and trusted, a pod injected, a clean stop."""
+    rules = injector_permissions.CLUSTER_RULES + injector_permissions.NODE_RULES
+    api.enforce(rules, "sluice-system", injector_permissions.NAMESPACE_RULES)
+    api.put(NAMESPACES, "shop", metadata={"annotations": {"sluice.dev/when-unconfigured": "PassThrough"}})
     stop = asyncio.Event()
     running = asyncio.create_task(injector_main.serve(injector_main.read_environment(environment), stop))
     ports = await _ports(tmp_path / "ports.json", running)
@@ -292,12 +297,22 @@ async def test_the_process_serves_what_the_api_server_trusts(
         url = f"https://127.0.0.1:{ports['admission']}/inject"
         name = "sluice-injector.sluice-system.svc"
         async with session.post(url, json=review(pods.plain()), server_hostname=name) as response:
-            assert (await response.json())["response"]["patchType"] == "JSONPatch"
+            sidecar = _pod_of(await response.json(), pods.plain())["spec"]["initContainers"][0]
+            assert {"name": "SLUICE_WHEN_UNCONFIGURED", "value": "PassThrough"} in sidecar["env"]
+        arguments = await _check_arguments(tmp_path, ports, bundle)
+        assert await asyncio.to_thread(injector_check.main, arguments) == 0
         for path in ("livez", "readyz", "metrics"):
             async with session.get(f"http://127.0.0.1:{ports['health']}/{path}") as response:
                 assert response.status == 200
     stop.set()
     await running
+
+
+async def _check_arguments(tmp_path: Path, ports: dict[str, int], bundle: str) -> list[str]:
+    authority = tmp_path / "ca.crt"
+    authority.write_bytes(base64.b64decode(bundle))
+    ready = f"--ready=http://127.0.0.1:{ports['health']}/readyz"
+    return [f"--admission=https://localhost:{ports['admission']}/inject", f"--authority={authority}", ready]
 
 
 async def _ports(path: Path, running: asyncio.Task[None]) -> dict[str, int]:
@@ -307,6 +322,18 @@ async def _ports(path: Path, running: asyncio.Task[None]) -> dict[str, int]:
         await asyncio.sleep(0.01)
     ports: dict[str, int] = json.loads(path.read_bytes())
     return ports
+
+
+def test_the_check_names_what_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`helm test` fails with a line for each part that is not there."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    arguments = [f"--admission=https://127.0.0.1:{port}/inject", f"--authority={tmp_path / 'none'}"]
+    status = injector_check.main([*arguments, f"--ready=http://127.0.0.1:{port}/readyz"])
+
+    assert status == 1
+    assert "/inject" in (printed := capsys.readouterr().err)
+    assert "/readyz" in printed
 
 
 @pytest.mark.parametrize(
