@@ -14,7 +14,10 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml
 demo: $(VENV)/.installed  ## the whole story on one laptop, in under two minutes
 	$(BIN)/sluice demo
 
-test: $(VENV)/.installed  ## every test that needs no cluster
+.tools/helm: $(VENV)/.installed hack/tools.py
+	$(BIN)/python hack/tools.py
+
+test: $(VENV)/.installed .tools/helm  ## every test that needs no cluster
 	$(BIN)/pytest -n auto
 
 check: $(VENV)/.installed  ## lint, types, import contracts, generated files
