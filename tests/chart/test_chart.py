@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cel
 import msgspec
 import pytest
 import yaml
@@ -377,6 +378,21 @@ def _selects(selector: Json, labels: dict[str, str]) -> bool:
         if labels.get(expression["key"]) in expression.get("values", [*labels.values()]):
             return False
     return True
+
+
+@pytest.mark.parametrize(
+    ("metadata", "matches"),
+    [
+        ({"name": "a"}, True),
+        ({"name": "a", "annotations": {"b": "c"}}, True),
+        ({"name": "a", "annotations": {"kubernetes.io/config.mirror": "hash"}}, False),
+    ],
+)
+def test_static_pods_never_reach_the_webhook(metadata: Json, matches: bool) -> None:
+    """The match condition, evaluated as the API server evaluates it, leaves out mirrors of static pods."""
+    for webhook in find(render(), "MutatingWebhookConfiguration", "sluice-injector")["webhooks"]:
+        (condition,) = webhook["matchConditions"]
+        assert cel.evaluate(condition["expression"], {"object": {"metadata": metadata}}) is matches
 
 
 def test_cert_manager_issues_for_the_names_that_are_used() -> None:

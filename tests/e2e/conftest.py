@@ -30,7 +30,7 @@ def story(cluster: Cluster) -> Iterator[Story]:
     )
     telling = Story(cluster, namespace)
     telling.apply("mock").rolled_out("mock-openai")
-    telling.apply("policy").ready("upstream", "openai").ready("modelroute", "chat")
-    telling.apply("chat").rolled_out("chat")
+    telling.apply("policy").ready("upstream", "openai")
+    telling.apply("chat").rolled_out("chat").ready("modelroute", "chat")
     yield telling
     cluster.kubectl("delete", "namespace", namespace, "--timeout", "120s")
