@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sluice_operator.certificates_keeper import WEBHOOKS, CertificateKeeper
-from sluice_operator.cluster import Cluster
+from sluice_operator.cluster import Cluster, UnavailableError
 from sluice_operator.kinds import SECRETS
 
 NAMESPACE = "sluice-system"
@@ -212,3 +212,22 @@ async def test_a_secret_that_another_issuer_has_not_written_yet_is_waited_for(cl
 
     assert not keeper.ready
     assert keeper.faults == 0
+
+
+async def test_nothing_is_served_before_it_is_trusted(api: Any, cluster: Cluster, real_clock: Any) -> None:
+    """While the webhook configuration cannot be reached, the old certificate is served on, and then the new one."""
+    keeper = _keeper(cluster, real_clock)
+    real_clock.now -= 61 * 86_400
+    await keeper.look()
+    before = keeper.expires_at
+    real_clock.now += 61 * 86_400
+    api.fail(503, "ServiceUnavailable", path="mutatingwebhookconfigurations")
+    with pytest.raises(UnavailableError):
+        await keeper.look()
+    assert keeper.expires_at == before
+    assert keeper.ready
+
+    await keeper.look()
+
+    assert keeper.expires_at > before
+    assert await _served(keeper, _trusted(api)[0])
