@@ -40,6 +40,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     fields: list[Field]
     body: bytes | AsyncIterator[bytes] | None
     timeouts: Timeouts
+    content_length: int | None
     endpoint: Endpoint
     reads: bool
     strips_usage: bool
@@ -115,7 +116,12 @@ def failure_of(error: TransportError) -> Failure:
 async def attempt(transport: UpstreamTransport, order: Order) -> Result:
     """Send the request once and return what came of it. The connection is closed unless the result holds it."""
     request = UpstreamRequest(
-        method=order.method, url=order.url, fields=order.fields, body=order.body, timeouts=order.timeouts
+        method=order.method,
+        url=order.url,
+        fields=order.fields,
+        body=order.body,
+        timeouts=order.timeouts,
+        content_length=order.content_length,
     )
     try:
         response = await transport.send(request)

@@ -41,6 +41,7 @@ class Call:
         "assignment",
         "attempts",
         "body",
+        "body_length",
         "body_stream",
         "clock",
         "cost_usd_micros",
@@ -110,6 +111,7 @@ class Call:
         self.body: bytes | None = None
         self.shrunk: bytes | None = None
         self.body_stream: AsyncIterator[bytes] | None = None
+        self.body_length: int | None = None
         self.request_bytes = 0
         self.started = clock()
         self.unix_time = 0.0

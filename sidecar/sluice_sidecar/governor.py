@@ -180,7 +180,7 @@ class Governor:
         idle = [each for each in self._retired if not each.in_use]
         self._retired = [each for each in self._retired if each.in_use]
         for each in idle:
-            await each.transport.close()
+            await each.close()
 
     # --- calls
 
@@ -279,7 +279,7 @@ class Governor:
             await self.sync.last_report()
         self.gate.close()
         for each in (*self.upstreams.values(), *self._retired):
-            await each.transport.close()
+            await each.close()
         await asyncio.sleep(0)
 
 

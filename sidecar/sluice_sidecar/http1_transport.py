@@ -203,6 +203,8 @@ def _head(request: UpstreamRequest, origin: _Origin, target: str) -> bytes:
     lines += [f"{name}: {value}" for name, value in request.fields]
     if isinstance(request.body, bytes):
         lines.append(f"Content-Length: {len(request.body)}")
+    elif request.body is not None and request.content_length is not None:
+        lines.append(f"Content-Length: {request.content_length}")
     elif request.body is not None:
         lines.append("Transfer-Encoding: chunked")
     lines += ["", ""]
@@ -225,15 +227,17 @@ async def _exchange(connection: Connection, request: UpstreamRequest, head: byte
     if body is None or isinstance(body, bytes):
         await connection.head(timeouts.first_byte_seconds)
         return
+    chunked = request.content_length is None
     async for piece in body:
         if piece:
-            connection.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
             await connection.drain()
         if connection.status:
             connection.unsent = True  # answered early: the rest of the body is not wanted
             break
     else:
-        connection.write(b"0\r\n\r\n")
+        if chunked:
+            connection.write(b"0\r\n\r\n")
     await connection.head(timeouts.first_byte_seconds)
 
 

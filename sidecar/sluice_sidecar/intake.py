@@ -31,7 +31,7 @@ async def read(call: Call, request: web.BaseRequest) -> None:
     looked_into = call.generating and kind in ("application/json", "")
     length = request.content_length
     if not looked_into and (length is None or length > _SMALL_BODY_BYTES):
-        call.body_stream = call.downstream.iterate_body()
+        call.body_stream, call.body_length = call.downstream.iterate_body(), length
         call.request_bytes = length or 0
         return
     call.body = await _whole_body(call)

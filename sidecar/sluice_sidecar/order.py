@@ -45,6 +45,7 @@ def order_for(
         fields=call.fields.with_fields(our_fields(call, upstream, key)),
         body=body if call.body_stream is None else call.body_stream,
         timeouts=upstream.policy.timeouts,
+        content_length=call.body_length,
         endpoint=call.endpoint,
         reads=call.reads,
         strips_usage=strips_usage,
@@ -62,8 +63,6 @@ def our_fields(call: Call, upstream: Upstream, key: Key) -> list[Field]:
         fields.append(("X-Client-Request-Id", call.id))
     if call.reads:
         fields.append(_IDENTITY)
-    if call.body_stream is not None and (length := call.fields.first.get("content-length")) is not None:
-        fields.append(("Content-Length", length))
     return fields
 
 

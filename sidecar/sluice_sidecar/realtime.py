@@ -12,7 +12,6 @@ from sluice_core.classify import classify_response
 from sluice_core.errors import RefusalCode, refuse
 from sluice_core.records import Outcome
 from sluice_core.usage import Usage
-from sluice_sidecar.aiohttp_transport import connect_websocket
 from sluice_sidecar.attempt import failure_of
 from sluice_sidecar.call import Call
 from sluice_sidecar.errors import RefusedError
@@ -73,11 +72,8 @@ async def _connect(call: Call, request: web.BaseRequest, grant: Grant) -> aiohtt
     upstream, key = grant.upstream, grant.key
     sent = call.fields.with_fields(our_fields(call, upstream, key))
     fields = [field for field in sent if not is_handshake_field(field[0])]
-    transport = upstream.transport
     try:
-        return await connect_websocket(
-            transport, upstream.base + call.target.suffix, fields, protocols(request), MAX_MESSAGE_BYTES
-        )
+        return await upstream.websockets.dial(upstream.base + call.target.suffix, fields, protocols(request))
     except aiohttp.WSServerHandshakeError as error:
         failure = classify_response(error.status, {}, b"")
         call.status = error.status

@@ -26,13 +26,17 @@ class TransportError(Exception):
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request as it goes out. `body` is whole, or an iterator that can be sent once."""
+    """One request as it goes out. `body` is whole, or an iterator that can be sent once.
+
+    `content_length` is that of an iterator, if it is known; otherwise it is sent in chunks.
+    """
 
     method: str
     url: str
     fields: list[Field]
     body: bytes | AsyncIterator[bytes] | None
     timeouts: Timeouts
+    content_length: int | None = None
 
 
 class UpstreamResponse(Protocol):

@@ -7,9 +7,10 @@ import msgspec
 from sluice_core.pricing import PriceBook
 from sluice_core.retry import RetryBudget
 from sluice_core.snapshot import UpstreamPolicy
-from sluice_sidecar.aiohttp_transport import AiohttpTransport
 from sluice_sidecar.credentials import Credentials, Secret
 from sluice_sidecar.headers import Field
+from sluice_sidecar.http1_transport import Http1Transport
+from sluice_sidecar.websocket_dialer import WebSocketDialer
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,11 +36,13 @@ class Upstream:
         "prices",
         "retry_budget",
         "transport",
+        "websockets",
     )
 
     def __init__(self, policy: UpstreamPolicy, credentials: Credentials) -> None:
         self._credentials = credentials
-        self.transport = AiohttpTransport(policy.ca_bundle)
+        self.transport = Http1Transport(policy.ca_bundle)
+        self.websockets = WebSocketDialer(policy.ca_bundle)
         self.retry_budget = RetryBudget(policy.retry.budget_percent)
         self.in_use = 0
         self.configure(policy)
@@ -65,6 +68,11 @@ class Upstream:
             if (secret := self._credentials.get(each.file)) is not None
         )
         self._keys = tuple(found) if self.policy.credentials else (NO_KEY,)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.transport.close()
+        await self.websockets.close()
 
     @property
     def keys(self) -> tuple[Key, ...]:
