@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from sluice_core.snapshot import decode
-from sluice_operator.kinds import LEASES, MODEL_ROUTES, NAMESPACES, PODS, SECRETS, UPSTREAMS
+from sluice_operator.kinds import CONFIG_MAPS, LEASES, MODEL_ROUTES, NAMESPACES, PODS, SECRETS, UPSTREAMS
 from sluice_operator.permissions import CLUSTER_RULES, NAMESPACE_RULES
 
 HOST = "sluice-sync.sluice-system.svc"
@@ -101,6 +101,8 @@ async def test_a_pod_gets_its_own_policy_over_tls_and_no_other(process, api, tmp
         async with await policy("team", headers={"Authorization": "Bearer another"}) as answer:
             assert answer.status == 401
 
+    while api.object(CONFIG_MAPS, "sluice-policy", "team") is None:  # noqa: ASYNC110 -- pushed first, written then
+        await asyncio.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, logs = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 0
