@@ -156,6 +156,7 @@ class Proxy:
                     failure = await relay_opaque(call, opaque, extra)
             finished = True
         finally:
+            self._governor.background.note(call)
             price(call, grant, finished=finished and failure is None)
             if not finished:
                 grant.abandoned(call.usage, call.cost_usd_micros)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import random
 from collections.abc import AsyncIterator, Callable
 
 from sluice_core.api.modelroute import Authorization, Endpoint, OnClientDisconnect
@@ -23,7 +23,7 @@ MAX_HASHED_BYTES = 256 * 1024
 
 def new_call_id() -> str:
     """Return an id that no other call has."""
-    return "call-" + os.urandom(12).hex()
+    return f"call-{random.getrandbits(96):024x}"
 
 
 def user_hash(namespace: str, key: str) -> str:
@@ -68,6 +68,7 @@ class Call:
         "request_bytes",
         "reserved_tokens",
         "response_id",
+        "response_status",
         "route_key",
         "rule",
         "served_model",
@@ -151,6 +152,7 @@ class Call:
         self.service_tier: str | None = None
         self.finish_reason: str | None = None
         self.response_id: str | None = None
+        self.response_status: str | None = None
 
     @property
     def keeps_authorization(self) -> bool:

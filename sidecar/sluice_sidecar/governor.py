@@ -24,6 +24,7 @@ from sluice_core.selection import PodPolicy, select
 from sluice_core.snapshot import RoutePolicy, RulePolicy, Snapshot, TargetPolicy, UpstreamPolicy
 from sluice_core.split import Arm
 from sluice_core.sync import SyncRequest, SyncResponse
+from sluice_sidecar.background import BackgroundResponses
 from sluice_sidecar.breakers import Breakers
 from sluice_sidecar.call import Call
 from sluice_sidecar.config import LabelSource, PolicySource
@@ -89,6 +90,7 @@ class Governor:
         self._ledger = SpendLedger() if settings.sync_url is None else None
         self.estimator = Estimator()
         self.memory = ArmMemory()
+        self.background = BackgroundResponses()
         self.metrics = Metrics()
         self.metrics.registry.register(StateCollector(lambda: readings(self)))
         self.upstreams: dict[str, Upstream] = {}
@@ -251,7 +253,8 @@ class Governor:
         if answer.sequence != self._last_sequence:
             return
         self.admission.apply_leases(answer.leases, sent_at=sent_at)
-        self.admission.apply_exhausted(answer.exhausted, now=now, unix_now=time.time())
+        if answer.exhausted is not None:  # else the control plane does not know
+            self.admission.apply_exhausted(answer.exhausted, now=now, unix_now=time.time())
         self.gate.pump()
 
     def pushed(self, snapshot: bytes) -> None:

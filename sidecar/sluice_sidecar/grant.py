@@ -88,7 +88,8 @@ class Grant:
             self._settle(usage, cost_usd_micros)
 
     def _settle(self, usage: Usage | None, cost_usd_micros: int | None) -> None:
-        tokens = usage.total_tokens if usage is not None else None
+        # What a later call says of a response made before was reserved then: it costs money, but no tokens again.
+        tokens = usage.total_tokens if usage is not None and self._call.generating else None
         self._gate.settle(self.reservation, tokens=tokens, usd_micros=cost_usd_micros)
 
     def _close(self, outcome: Outcome, status: int | None, code: str | None) -> bool:

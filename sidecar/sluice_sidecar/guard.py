@@ -17,11 +17,9 @@ from sluice_core.errors import RefusalCode, refuse
 from sluice_core.limits.admission import Account
 from sluice_core.limits.decisions import Ask, Refused
 from sluice_core.records import Outcome
-from sluice_core.request import peek
 from sluice_core.retry import (
     Fallback,
     GiveUp,
-    NextFallback,
     Retry,
     RotateKey,
     ShrinkAndRetry,
@@ -29,7 +27,6 @@ from sluice_core.retry import (
     Step,
     next_step,
 )
-from sluice_core.shrink import shrink
 from sluice_sidecar.admit import (
     ask_for,
     check_input,
@@ -46,8 +43,9 @@ from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.gate import Passed
 from sluice_sidecar.governor import Governor
 from sluice_sidecar.grant import Grant
+from sluice_sidecar.journey import Journey, next_fallback
 from sluice_sidecar.order import order_for
-from sluice_sidecar.refusals import circuit_open, no_credential, unanswered
+from sluice_sidecar.refusals import circuit_open, no_credential
 from sluice_sidecar.relay import TOO_LATE
 from sluice_sidecar.static_answer import static_answer
 from sluice_sidecar.steering import Candidate
@@ -90,9 +88,9 @@ class Guard:
         Raises:
             RefusedError: there is none, and the upstream said nothing that could be passed on.
         """
-        journey = _Journey(call)
+        journey = Journey(call)
         for position, candidate in enumerate(candidates):
-            journey.next_fallback = _next_fallback(candidates, position)
+            journey.next_fallback = next_fallback(candidates, position)
             if candidate.static_message is not None:
                 found: Granted | Static | None = _static(call, candidate)
             else:
@@ -115,7 +113,7 @@ class Guard:
             raise _gone()
         return await self._admit(call, self._plan(call, candidate, upstream, first=True), set())
 
-    async def _try(self, journey: _Journey, candidate: Candidate) -> Granted | None:
+    async def _try(self, journey: Journey, candidate: Candidate) -> Granted | None:
         """Try one candidate as often as the rules allow; None if the next one is to be tried, or none."""
         call = journey.call
         upstream = self._governor.upstreams.get(candidate.upstream)
@@ -148,7 +146,7 @@ class Guard:
         finally:
             upstream.in_use -= 1
 
-    async def _proceed(self, journey: _Journey, step: Step) -> bool:
+    async def _proceed(self, journey: Journey, step: Step) -> bool:
         """Prepare the next attempt at the same candidate; tell whether there is to be one."""
         match step:
             case Retry(delay_seconds=delay):
@@ -285,7 +283,7 @@ class Guard:
             case Stream(response=response) | Opaque(response=response):
                 self._pacing.answered(upstream, plan.model, response.fields, now)
 
-    def _after(self, journey: _Journey, plan: _Plan, failure: Failure, tried: set[str | None]) -> Step:
+    def _after(self, journey: Journey, plan: _Plan, failure: Failure, tried: set[str | None]) -> Step:
         call = journey.call
         journey.attempts += 1
         if not call.replayable:
@@ -314,56 +312,8 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
     ask: Ask
 
 
-class _Journey:
-    """How far a call has come through its candidates, and what to say if none has an answer."""
-
-    __slots__ = ("_last", "_smaller", "attempts", "call", "given_up", "next_fallback")
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-        self.attempts = 0
-        self.given_up = False
-        self.next_fallback = NextFallback.NONE
-        self._last: RefusedError | None = None
-        self._smaller: bytes | None = None
-
-    def can_shrink(self) -> bool:
-        """Tell whether the input can be made smaller: once, and only if there is something to leave out."""
-        call = self.call
-        if call.shrunk is None and call.body is not None and call.generating:
-            self._smaller = shrink(call.endpoint, call.body)
-        return self._smaller is not None
-
-    def shrink(self) -> None:
-        """Go on with the smaller input."""
-        call, smaller = self.call, self._smaller
-        if smaller is not None:
-            call.shrunk, self._smaller = smaller, None
-            call.facts = peek(call.endpoint, smaller)
-
-    def refused(self, refused: RefusedError) -> None:
-        """Keep the first refusal: it is the one of the target that was meant."""
-        self._last = self._last or refused
-
-    def failed(self, failed: Failed, upstream: Upstream) -> None:
-        """Keep a failure; it says more than a refusal does."""
-        refusal = unanswered(failed.failure, upstream.policy.key)
-        self._last = RefusedError(refusal, failed.failure.outcome, shown=failed.whole)
-        self.call.arm_outcome = self.call.arm_outcome or failed.failure.outcome
-
-    def end(self) -> RefusedError:
-        """Return what ends the call."""
-        return self._last or RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule has nothing to try for this call."))
-
-
 def _gone() -> RefusedError:
     return RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule names an upstream that is gone."))
-
-
-def _next_fallback(candidates: list[Candidate], position: int) -> NextFallback:
-    if position + 1 >= len(candidates):
-        return NextFallback.NONE
-    return NextFallback.STATIC if candidates[position + 1].static_message is not None else NextFallback.UPSTREAM
 
 
 def _static(call: Call, candidate: Candidate) -> Static | None:

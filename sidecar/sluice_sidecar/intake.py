@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 import time
 
 from aiohttp import web
@@ -64,7 +64,7 @@ def _bad_request(message: str) -> RefusedError:
 def identify(call: Call) -> None:
     """Note when the call began, which trace it belongs to, and how long the application's SDK waits for it."""
     call.unix_time = time.time()
-    ids = os.urandom(24).hex()
+    ids = f"{random.getrandbits(192):048x}"
     call.traceparent = traceparent(call.fields.first.get("traceparent"), ids[:32], ids[32:])
 
 

@@ -180,6 +180,7 @@ def stream_answer(tap: StreamTap) -> Answer:
         service_tier=tap.service_tier,
         finish_reason=tap.finish_reason,
         response_id=tap.response_id,
+        response_status=tap.response_status,
     )
 
 
@@ -190,6 +191,7 @@ def learn(call: Call, answer: Answer) -> None:
     call.service_tier = answer.service_tier
     call.finish_reason = answer.finish_reason
     call.response_id = answer.response_id
+    call.response_status = answer.response_status
 
 
 def _answered(call: Call, status: int, fields: list[Field]) -> None:

@@ -184,3 +184,24 @@ def test_a_websocket_that_the_upstream_declines_is_declined(plain: Any, mock: An
     assert answer.status in (404, 502)
     assert json.loads(answer.read())["error"]["code"]
     connection.close()
+
+
+def test_the_usage_of_a_background_response_is_booked_once(plain: Any, mock: Any, client: Client) -> None:
+    """It comes with the poll that finds it completed; later polls, and polls of other responses, cost nothing."""
+    mock.faults.add(background_seconds=0.05)
+    api = client(plain.base_url)
+    made = api.responses.with_raw_response.create(model="gpt-4.1-mini", input="hello", background=True)
+    name = made.parse().id
+    polls: list[Any] = [made]
+    plain.wait_until(lambda: _poll(api, name, polls) == "completed")
+    _poll(api, name, polls)
+    whole = api.responses.with_raw_response.create(model="gpt-4.1-mini", input="hello")
+    _poll(api, whole.parse().id, polls)
+    records = [plain.record(poll.headers["x-sluice-call-id"]) for poll in polls]
+    assert sum("usage" in record for record in records) == 1
+    assert "usage" in records[-3]
+
+
+def _poll(api: openai.OpenAI, name: str, polls: list[Any]) -> Any:
+    polls.append(api.responses.with_raw_response.retrieve(name))
+    return polls[-1].parse().status

@@ -1,0 +1,63 @@
+"""How far a call has come through the things it may try, and what to say if none of them has an answer."""
+
+from __future__ import annotations
+
+from sluice_core.errors import RefusalCode, refuse
+from sluice_core.request import peek
+from sluice_core.retry import NextFallback
+from sluice_core.shrink import shrink
+from sluice_sidecar.attempt import Failed
+from sluice_sidecar.call import Call
+from sluice_sidecar.errors import RefusedError
+from sluice_sidecar.refusals import unanswered
+from sluice_sidecar.steering import Candidate
+from sluice_sidecar.upstream import Upstream
+
+
+class Journey:
+    """How far a call has come through its candidates, and what to say if none has an answer."""
+
+    __slots__ = ("_last", "_smaller", "attempts", "call", "given_up", "next_fallback")
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.attempts = 0
+        self.given_up = False
+        self.next_fallback = NextFallback.NONE
+        self._last: RefusedError | None = None
+        self._smaller: bytes | None = None
+
+    def can_shrink(self) -> bool:
+        """Tell whether the input can be made smaller: once, and only if there is something to leave out."""
+        call = self.call
+        if call.shrunk is None and call.body is not None and call.generating:
+            self._smaller = shrink(call.endpoint, call.body)
+        return self._smaller is not None
+
+    def shrink(self) -> None:
+        """Go on with the smaller input."""
+        call, smaller = self.call, self._smaller
+        if smaller is not None:
+            call.shrunk, self._smaller = smaller, None
+            call.facts = peek(call.endpoint, smaller)
+
+    def refused(self, refused: RefusedError) -> None:
+        """Keep the first refusal: it is the one of the target that was meant."""
+        self._last = self._last or refused
+
+    def failed(self, failed: Failed, upstream: Upstream) -> None:
+        """Keep a failure; it says more than a refusal does."""
+        refusal = unanswered(failed.failure, upstream.policy.key)
+        self._last = RefusedError(refusal, failed.failure.outcome, shown=failed.whole)
+        self.call.arm_outcome = self.call.arm_outcome or failed.failure.outcome
+
+    def end(self) -> RefusedError:
+        """Return what ends the call."""
+        return self._last or RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule has nothing to try for this call."))
+
+
+def next_fallback(candidates: list[Candidate], position: int) -> NextFallback:
+    """Return what kind of thing comes after the one at `position`."""
+    if position + 1 >= len(candidates):
+        return NextFallback.NONE
+    return NextFallback.STATIC if candidates[position + 1].static_message is not None else NextFallback.UPSTREAM
