@@ -87,6 +87,8 @@ class Governor:
         self.breakers = Breakers()
         self.pacing = Pacing(self.admission)
         self.spends = SpendCounter()
+        self.unpriced: dict[tuple[str, str], tuple[int, str]] = {}
+        """By quota and allocation: how many calls have no known cost, and the model of the last one."""
         self._ledger = SpendLedger() if settings.sync_url is None else None
         self.estimator = Estimator()
         self.memory = ArmMemory()
@@ -208,6 +210,9 @@ class Governor:
             budgets = budgets_of(call.quota, call.allocation)
             if budgets:
                 self.spends.charge(budgets, record.cost_usd_micros, call.unix_time)
+        elif record.usage is not None and record.cost_usd_micros is None and record.quota and record.allocation:
+            place = (record.quota, record.allocation)
+            self.unpriced[place] = (self.unpriced.get(place, (0, ""))[0] + 1, record.served_model or record.model or "")
         self.metrics.settled(record)
         self.records.add(record)
 

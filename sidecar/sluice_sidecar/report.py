@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from sluice_core.rollout.counts import ArmCounts
-from sluice_core.sync import BreakerGauge, PodRef, SyncRequest
+from sluice_core.sync import AllocationGauge, BreakerGauge, PodRef, SyncRequest
 from sluice_sidecar.telemetry.metrics import Reading
 
 if TYPE_CHECKING:
@@ -30,10 +32,18 @@ def build_report(governor: Governor, sequence: int, *, stopping: bool) -> SyncRe
         counts=_counts(governor)[:MAX_COUNTS],
         spends=governor.spends.export()[:1024],
         observations=governor.pacing.observations()[:256],
-        gauges=governor.admission.gauges(now)[:256],
+        gauges=_gauges(governor, now)[:256],
         breakers=_breakers(governor),
         stopping=stopping,
     )
+
+
+def _gauges(governor: Governor, now: float) -> tuple[AllocationGauge, ...]:
+    found = []
+    for gauge in governor.admission.gauges(now):
+        count, model = governor.unpriced.get((gauge.quota, gauge.allocation), (0, ""))
+        found.append(msgspec.structs.replace(gauge, unpriced=count, unpriced_model=model[:512]) if count else gauge)
+    return tuple(found)
 
 
 def _counts(governor: Governor) -> tuple[ArmCounts, ...]:
@@ -75,7 +85,7 @@ def status(governor: Governor) -> dict[str, Any]:
             for (upstream, model, credential), state, until in list(governor.breakers.not_closed())[:MAX_BREAKERS]
         ],
         "limits": governor.admission.demands(now),
-        "allocations": governor.admission.gauges(now),
+        "allocations": _gauges(governor, now),
         "arms": _counts(governor),
         "recordsDropped": governor.records.dropped,
         "sync": None

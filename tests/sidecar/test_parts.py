@@ -1,0 +1,122 @@
+"""The pure parts of the shell: targets, header fields, labels, trace context, keys, scores."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sluice_sidecar.config import parse_labels
+from sluice_sidecar.credentials import Credentials, Secret
+from sluice_sidecar.headers import RequestFields
+from sluice_sidecar.target import BadTargetError, parse
+from sluice_sidecar.telemetry.trace import traceparent
+
+_pieces = st.sampled_from(
+    ["/", ".", "..", "%2e", "%2F", "%252e", "v1", "a", "//", "\\", "%5c", ";", "?", "@", ":", "%00"]
+)
+
+
+@given(st.lists(_pieces, max_size=12).map("".join))
+def test_no_target_climbs_out_of_the_api(raw: str) -> None:
+    """Whatever is accepted stays below /v1, however often it is decoded and whatever counts as a separator."""
+    try:
+        target = parse(raw)
+    except BadTargetError:
+        return
+    if target is None:
+        return
+    path = f"/v1{target.path}"
+    for _ in range(4):
+        depth = 0
+        for segment in path.replace("\\", "/").split("/")[1:]:
+            depth += -1 if segment.partition(";")[0] == ".." else segment not in ("", ".")
+            assert depth >= 1
+        path = unquote(path)
+    assert raw.startswith("/v1")
+    assert f"/v1{target.suffix}".rstrip("?") == raw.rstrip("?")
+
+
+@pytest.mark.parametrize(
+    ("raw", "plain"),
+    [
+        ("/v1/chat/completions", "/chat/completions"),
+        ("/v1/chat%2Fcompletions/", "/chat/completions"),
+        ("/v1", ""),
+        ("/v1/models/ft:gpt-4.1:org::id", "/models/ft:gpt-4.1:org::id"),
+    ],
+)
+def test_another_spelling_is_no_way_around_a_rule(raw: str, plain: str) -> None:
+    """Policy looks at the decoded path; the upstream gets the one that was written."""
+    target = parse(raw)
+    assert target is not None
+    assert target.plain == plain
+    assert "/v1" + target.path == raw
+
+
+def test_header_fields_are_replaced_whatever_their_case() -> None:
+    """A field that Sluice sets stands once."""
+    fields = RequestFields([("AUTHORIZATION", "Bearer x"), ("x-a", "1"), ("X-A", "2"), ("User-Agent", "u")])
+    assert fields.with_fields([("X-a", "3"), ("Authorization", "ours")]) == [
+        ("User-Agent", "u"),
+        ("X-a", "3"),
+        ("Authorization", "ours"),
+    ]
+    fields.keep_authorization()
+    assert ("AUTHORIZATION", "Bearer x") in fields.with_fields([])
+
+
+def test_labels_of_the_downward_api_are_read() -> None:
+    """Values are quoted and may hold anything that a label may."""
+    assert parse_labels('app="chat"\nempty=""\nx.y/z="a-b_c"\n\nnonsense\n') == {
+        "app": "chat",
+        "empty": "",
+        "x.y/z": "a-b_c",
+    }
+
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.mark.parametrize(
+    ("incoming", "outgoing"),
+    [
+        (f"00-{TRACE}-b7ad6b7169203331-01", f"00-{TRACE}-{'2' * 16}-01"),
+        (f"cc-{TRACE}-b7ad6b7169203331-01-later", f"00-{TRACE}-{'2' * 16}-01"),
+        (None, f"00-{'1' * 32}-{'2' * 16}-00"),
+        ("nonsense", f"00-{'1' * 32}-{'2' * 16}-00"),
+        (f"00-{'0' * 32}-b7ad6b7169203331-01", f"00-{'1' * 32}-{'2' * 16}-00"),
+        (f"ff-{TRACE}-b7ad6b7169203331-01", f"00-{'1' * 32}-{'2' * 16}-00"),
+    ],
+)
+def test_a_trace_goes_on_or_begins(incoming: str | None, outgoing: str) -> None:
+    """A valid context keeps its trace and sampling; anything else is replaced."""
+    assert traceparent(incoming, "1" * 32, "2" * 16) == outgoing
+
+
+def test_a_secret_shows_itself_to_nothing_but_reveal() -> None:
+    """Neither printing nor formatting nor pickling gives it away."""
+    secret = Secret("sk-hidden")
+    shown = f"{secret} {secret!r} {secret!s} {[secret]} {{'k': secret}}"
+    assert "sk-hidden" not in shown + f"{secret:>40}"
+    with pytest.raises(TypeError):
+        pickle.dumps(secret)
+    assert secret.reveal() == "sk-hidden"
+
+
+def test_keys_that_cannot_stand_in_a_header_count_as_missing(tmp_path: Path) -> None:
+    """A key with a line break inside, an empty one and a huge one are none; white space around one is dropped."""
+    for name, content in {"good": " sk-1\n", "broken": "sk\r\nX: 1", "empty": "\n", "huge": "s" * 20_000}.items():
+        (tmp_path / name).write_text(content)
+    keys = Credentials(tmp_path)
+    assert keys.refresh()
+    assert not keys.refresh()
+    found = {name for name in ("good", "broken", "empty", "huge") if keys.get(name)}
+    assert found == {"good"}
+    good = keys.get("good")
+    assert good is not None
+    assert good.reveal() == "sk-1"
