@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from sluice_core.api.base import LabelSelector, Resource, SelectorOperator, Value
 from sluice_core.api.modelroute import ModelRoute
 from sluice_core.api.quotaallocation import QuotaAllocation
+from sluice_core.api.upstream import Upstream
 
 MAX_WORKLOADS = 8
 
@@ -47,12 +48,17 @@ def discover(resources: Iterable[Resource]) -> tuple[Workload, ...]:
     """
     found: dict[str, Workload] = {}
     anywhere: dict[str, Workload] = {}
+    upstreams = []
     for resource in resources:
+        if isinstance(resource, Upstream):
+            upstreams.append(resource)
         for selector in _selectors(resource):
             workload = Workload(namespace=resource.metadata.namespace, labels=_example_labels(selector))
             (found if workload.labels else anywhere).setdefault(workload.name, workload)
     namespaces = {workload.namespace for workload in found.values()}
     open_ones = [workload for workload in anywhere.values() if workload.namespace not in namespaces]
+    if not found and not open_ones:  # accounts alone are enough to call them
+        open_ones = [Workload(namespace=each) for each in sorted({each.metadata.namespace for each in upstreams})]
     return (*found.values(), *open_ones)[:MAX_WORKLOADS]
 
 

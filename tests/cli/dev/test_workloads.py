@@ -48,3 +48,12 @@ def test_a_policy_for_any_pod_has_a_workload_too(tmp_path: Path) -> None:
     )
 
     assert [each.name for each in discover(read_folder(tmp_path).resources)] == ["default/any"]
+
+
+def test_accounts_alone_are_enough(tmp_path: Path) -> None:
+    """Without any policy there is one pod that can call them."""
+    (tmp_path / "upstream.yaml").write_text(
+        "apiVersion: sluice.dev/v1alpha1\nkind: Upstream\nmetadata: {name: openai}\nspec: {}\n"
+    )
+
+    assert [each.name for each in discover(read_folder(tmp_path).resources)] == ["default/any"]
