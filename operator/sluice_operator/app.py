@@ -30,6 +30,7 @@ from sluice_operator.resource_metrics import ResourceMetrics
 from sluice_operator.rollouts import FleetRollouts
 from sluice_operator.settings import CertificateIssuer, Settings, address
 from sluice_operator.sync import PolicyBoard, SyncServer
+from sluice_operator.webhook_secrets import ClusterSecrets
 from sluice_operator.webhooks import Webhooks
 from sluice_operator.world import World
 
@@ -87,7 +88,7 @@ class Operator:
             self.world, self._cluster, clock=monotonic, resync_seconds=settings.resync_seconds, changed=self.wake
         )
         leader = Leader(clock=monotonic)
-        self._webhooks = Webhooks(self._cluster, answered=self.wake)
+        self._webhooks = Webhooks(ClusterSecrets(self._cluster), answered=self.wake)
         self.reconciler = Reconciler(
             writer,
             self.world,

@@ -7,11 +7,9 @@ decides nothing. Asking never holds up the loop, which finds the answers at its 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import ipaddress
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -22,8 +20,6 @@ from aiohttp.resolver import ThreadedResolver
 
 from sluice_core.api.base import SecretKeyRef
 from sluice_core.rollout.observation import Answer, Question, WebhookAnswer
-from sluice_operator.cluster import ApiError, Cluster
-from sluice_operator.kinds import SECRETS
 
 MAX_AT_ONCE: Final = 16
 MAX_IN_HAND: Final = 512
@@ -35,6 +31,21 @@ BACKOFF_SECONDS: Final = 0.5
 _log = structlog.get_logger()
 
 
+class SecretError(Exception):
+    """The value of an Authorization header cannot be had. The message holds nothing of it."""
+
+
+class Secrets(Protocol):
+    """Where the Authorization header of a webhook comes from."""
+
+    async def authorization(self, namespace: str, reference: SecretKeyRef) -> str:
+        """Return the header's value.
+
+        Raises:
+            SecretError: there is none that can be sent.
+        """
+
+
 class _Body(msgspec.Struct):
     verdict: Answer
     message: str = ""
@@ -44,13 +55,13 @@ class Webhooks:
     """Asks in the background and keeps the last answer of each webhook of each split.
 
     Args:
-        cluster: reads the Secret of a webhook's Authorization header.
+        secrets: has the values of the webhooks' Authorization headers.
         answered: set whenever an answer has come, or the attempt has failed.
         allow_local: whether addresses of this machine may be asked; only tests and local mode want that.
     """
 
-    def __init__(self, cluster: Cluster, *, answered: asyncio.Event, allow_local: bool = False) -> None:
-        self._cluster = cluster
+    def __init__(self, secrets: Secrets, *, answered: asyncio.Event, allow_local: bool = False) -> None:
+        self._secrets = secrets
         self._answered = answered
         self._allow_local = allow_local
         self._gate = asyncio.Semaphore(MAX_AT_ONCE)
@@ -93,8 +104,8 @@ class Webhooks:
                     answer, message = await self._ask(split.partition("/")[0], question)
             except TimeoutError:
                 answer, message = Answer.ERROR, f"no answer within {question.timeout_seconds} s"
-            except ApiError as error:
-                answer, message = Answer.ERROR, f"the Secret of its Authorization cannot be read ({error.reason})"
+            except SecretError as error:
+                answer, message = Answer.ERROR, str(error)
         # Neither address nor answer is logged: both may carry what only the two of them should know.
         _log.info("webhook_answered", split=split, webhook=question.name, answer=answer.value)
         self._answers.setdefault(split, {})[question.name] = WebhookAnswer(
@@ -109,14 +120,10 @@ class Webhooks:
     async def _ask(self, namespace: str, question: Question) -> tuple[Answer, str]:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if question.secret_ref is not None:
-            reference = question.secret_ref
-            authorization = await self._authorization(namespace, reference)
-            if authorization is None:
-                return Answer.ERROR, f"Secret {reference.name} has no usable key {reference.key}"
-            headers["Authorization"] = authorization
-        if not self._allow_local and _is_local(urlsplit(question.url).hostname or ""):
+            headers["Authorization"] = await self._secrets.authorization(namespace, question.secret_ref)
+        if not self._allow_local and is_local(urlsplit(question.url).hostname or ""):
             return Answer.ERROR, "its address is that of a machine itself, which is never asked"
-        resolver = None if self._allow_local else _OutsideResolver()
+        resolver = None if self._allow_local else OutsideResolver()
         connector = aiohttp.TCPConnector(resolver=resolver, force_close=True)
         async with aiohttp.ClientSession(connector=connector, headers=headers, auto_decompress=False) as session:
             body = msgspec.json.encode(question.payload)
@@ -126,14 +133,6 @@ class Webhooks:
                     break
                 await asyncio.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
             return answer, message
-
-    async def _authorization(self, namespace: str, reference: SecretKeyRef) -> str | None:
-        data = (await self._cluster.get(SECRETS, namespace, reference.name)).get("data") or {}
-        try:
-            value = base64.b64decode(data.get(reference.key) or "", validate=True).decode("ascii").strip()
-        except (binascii.Error, UnicodeDecodeError):
-            return None
-        return value if value and value.isprintable() else None
 
 
 async def _post(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[Answer, str, bool]:
@@ -160,7 +159,7 @@ async def _post(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[
     return answer.verdict, message, True
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
     """Tell whether a literal address is of this machine or of its link: loopback, metadata services, unspecified."""
     try:
         address = ipaddress.ip_address(host)
@@ -170,7 +169,7 @@ def _is_local(host: str) -> bool:
     return bool(mapped.is_loopback or mapped.is_link_local or mapped.is_unspecified or mapped.is_multicast)
 
 
-class _OutsideResolver(AbstractResolver):
+class OutsideResolver(AbstractResolver):
     """Resolves names, but to no address of this machine or its link, whatever a name's owner says."""
 
     def __init__(self) -> None:
@@ -179,7 +178,7 @@ class _OutsideResolver(AbstractResolver):
     async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
         """Return the addresses of a name that may be asked."""
         found = await self._resolver.resolve(host, port, family)
-        outside = [each for each in found if not _is_local(each["host"])]
+        outside = [each for each in found if not is_local(each["host"])]
         if not outside:
             raise OSError(f"{len(found)} addresses, none of which may be asked")
         return outside

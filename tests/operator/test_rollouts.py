@@ -21,6 +21,7 @@ from sluice_operator.reconcile import Reconciler
 from sluice_operator.resource_metrics import ResourceMetrics
 from sluice_operator.rollouts import FleetRollouts
 from sluice_operator.sync import PolicyBoard
+from sluice_operator.webhook_secrets import ClusterSecrets
 from sluice_operator.webhooks import Webhooks
 from sluice_operator.world import World
 
@@ -33,7 +34,7 @@ class Replica:
         self.world = World()
         self.leader = Leader(clock=clock)
         self.observer = Observer(self.world, cluster, clock=clock, resync_seconds=60)
-        webhooks = Webhooks(cluster, answered=self.observer.changed)
+        webhooks = Webhooks(ClusterSecrets(cluster), answered=self.observer.changed)
         self.reconciler = Reconciler(
             cluster,
             self.world,

@@ -14,6 +14,7 @@ from sluice_core.api.base import SecretKeyRef
 from sluice_core.rollout.observation import Answer, Question
 from sluice_operator import webhooks as webhook_module
 from sluice_operator.kinds import SECRETS
+from sluice_operator.webhook_secrets import ClusterSecrets
 from sluice_operator.webhooks import Webhooks
 
 
@@ -47,7 +48,7 @@ async def judge() -> AsyncIterator[Judge]:
 @pytest.fixture
 async def asker(cluster, monkeypatch) -> AsyncIterator[Webhooks]:
     monkeypatch.setattr(webhook_module, "BACKOFF_SECONDS", 0.001)
-    webhooks = Webhooks(cluster, answered=asyncio.Event(), allow_local=True)
+    webhooks = Webhooks(ClusterSecrets(cluster), answered=asyncio.Event(), allow_local=True)
     yield webhooks
     await webhooks.close()
 
@@ -127,7 +128,7 @@ async def test_without_a_usable_secret_the_judge_is_not_asked(asker, judge, api,
 )
 async def test_addresses_of_a_machine_itself_are_never_asked(cluster, host: str):
     """Neither loopback nor a metadata service can be reached through the operator, by address or by name."""
-    webhooks = Webhooks(cluster, answered=asyncio.Event())
+    webhooks = Webhooks(ClusterSecrets(cluster), answered=asyncio.Event())
     asked = Question(name="q", url=f"http://{host}:1/", timeout_seconds=5, revision="r", step=1)
     assert (await answer_to(webhooks, asked)).answer is Answer.ERROR
     await webhooks.close()
