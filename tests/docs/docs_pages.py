@@ -67,5 +67,6 @@ class Page(NamedTuple):
 
 def pages() -> list[Page]:
     """Return the pages that users read, those that are generated included."""
-    files = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    top = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/README.md")]
+    files = [*top, *sorted((ROOT / "docs").rglob("*.md"))]
     return [Page(file, file.read_text()) for file in files]

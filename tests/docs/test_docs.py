@@ -91,6 +91,27 @@ def test_examples_are_valid_without_warnings(folder: Path) -> None:
     assert found.resources >= 2
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("sluice validate examples/nowhere", "no such file"),
+        ("kubectl sluice dance", "no such verb"),
+        ("sluice dev --folder examples/quickstart --fast", "--fast"),
+        ("KEY=1 sluice dev -f examples/quickstart --upstream imaginary", "imaginary"),
+        ("kubectl get pods && helm install sluice charts/slice", "charts/slice"),
+        ("helm install sluice charts/sluice --set operator.replica=2", "no such value"),
+        ("kubectl annotate canarysplit chat sluice.dev/promtoe=$(date +%s)", "no such label"),
+        ("kubectl delete crd canarysplit.sluice.dev", "no such definition"),
+        ("make everything", "no such target"),
+        ("curl localhost | frobnicate", "nobody checks"),
+    ],
+)
+def test_wrong_commands_are_noticed(command: str, said: str) -> None:
+    """The check of commands is not blind: a mistake in a verb, option, file or name is said."""
+    (wrong,) = [problem for words in commands(command) for problem in mistakes(words)]
+    assert said in wrong
+
+
 def test_pages_are_listed() -> None:
     """The index of the documentation links to every page, or it would never be found."""
     index = next(page for page in PAGES if page.name == "docs/README.md")
