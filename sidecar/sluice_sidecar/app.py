@@ -75,7 +75,7 @@ class Proxy:
         if is_websocket(request):
             return await self._websocket(call, request, candidates)
         work = self._fulfil(call, candidates)
-        await (self._outlive_client(work) if call.drains else work)
+        await (self._outlive_client(call, work) if call.drains else work)
         return call.downstream.reply
 
     async def _fulfil(self, call: Call, candidates: list[Candidate]) -> None:
@@ -191,12 +191,21 @@ class Proxy:
 
     # --- what is not a plain call
 
-    async def _outlive_client(self, work: Coroutine[None, None, None]) -> None:
-        """Go on reading an answer to its end after the application has gone, because its rule wants its usage known."""
+    async def _outlive_client(self, call: Call, work: Coroutine[None, None, None]) -> None:
+        """Go on reading an answer to its end after the application has gone, because its rule wants its usage known.
+
+        A call that has not left yet ends with its application.
+        """
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            call.abandoned = True
+            if not call.sent:
+                task.cancel()
+            raise
 
     async def _websocket(self, call: Call, request: web.BaseRequest, candidates: list[Candidate]) -> web.StreamResponse:
         try:

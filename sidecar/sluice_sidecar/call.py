@@ -35,6 +35,7 @@ class Call:
     """One call. Each stage of the pipeline fills in its part; `record` says it all at the end."""
 
     __slots__ = (
+        "abandoned",
         "allocation",
         "answer_deadline",
         "arm_outcome",
@@ -71,6 +72,7 @@ class Call:
         "response_status",
         "route_key",
         "rule",
+        "sent",
         "served_model",
         "service_tier",
         "shrunk",
@@ -131,6 +133,8 @@ class Call:
         self.allocation: AllocationPolicy | None = None
         self.degraded = False
         self.queue_seconds = 0.0
+        self.sent = False
+        self.abandoned = False
         self.reserved_tokens = 0
         self.estimated_input_tokens = 0
         self.would_refuse: str | None = None

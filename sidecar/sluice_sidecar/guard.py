@@ -251,6 +251,7 @@ class Guard:
 
     async def _attempt(self, call: Call, plan: _Plan, grant: Grant) -> Result:
         done = False
+        call.sent = True
         try:
             order = order_for(
                 call,
@@ -288,6 +289,8 @@ class Guard:
         journey.attempts += 1
         if not call.replayable:
             return GiveUp(reason="body_sent")
+        if call.abandoned:
+            return GiveUp(reason="client_gone")
         situation = Situation(
             attempt=journey.attempts,
             elapsed_seconds=call.clock() - call.started,

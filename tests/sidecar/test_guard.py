@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -334,3 +335,33 @@ def test_a_call_whose_client_leaves_before_the_answer_is_cancelled(
     sidecar.wait_until(lambda: mock.ledger.in_flight == 0)
     sidecar.wait_until(lambda: sidecar.status()["inFlight"] == 0)
     assert sidecar.records(1)[0]["outcome"] == "ClientClosed"
+
+
+def test_a_call_that_waits_in_line_ends_with_its_application(
+    start: Any, client: Client, mock: Any, policies: Any
+) -> None:
+    """Drain is for answers under way: what has not left yet is not sent for nobody."""
+    from sluice_core.api.upstream import Limits
+
+    drain = policies.rule(on_client_disconnect=OnClientDisconnect.DRAIN)
+    quota = policies.quota(queue=policies.Queue(max_wait_seconds=30))
+    upstream = policies.upstream(mock.base_url, limits=Limits(concurrency=1))
+    sidecar = start(policies.snapshot(upstream, rules=(drain,), quotas=(quota,)))
+    mock.faults.add(stall_seconds=1.5, count=1)
+    ends = []
+
+    def call(seconds: float) -> None:
+        try:
+            create(client(sidecar.base_url, timeout=seconds), extra_headers={"x-stainless-read-timeout": "30"})
+        except openai.APITimeoutError as error:
+            ends.append(error)
+
+    first = threading.Thread(target=call, args=(10.0,))
+    first.start()
+    sidecar.wait_until(lambda: mock.ledger.in_flight == 1)
+    call(0.2)
+    sidecar.wait_until(lambda: sidecar.status()["waiting"] == 0)
+    first.join()
+    sidecar.wait_until(lambda: sidecar.status()["inFlight"] == 0)
+    assert len(ends) == 1
+    assert len(mock.ledger) == 1

@@ -1,0 +1,173 @@
+"""Takes one account's slices from a Redis server, every second or when somebody waits.
+
+No call ever waits for this: what was granted is used from memory, and runs out into the safe share if the server is
+slow or gone. An answer that comes too late is not used; the next report tells what the pod really holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from importlib import resources
+from typing import Final, Protocol
+
+import structlog
+
+from sluice_core.limits.admission import Admission
+from sluice_core.limits.redis_slices import SliceAnswerError, slice_answer, slice_call
+from sluice_core.snapshot import StorePolicy
+from sluice_core.sync import Lease
+from sluice_sidecar.credentials import Credentials, Secret
+from sluice_sidecar.gate import Gate
+from sluice_sidecar.store.redis_link import RedisLink, Script, StoreError, address_of
+
+CONNECT_SECONDS: Final = 2.0
+CALL_SECONDS: Final = 1.0
+BUSY_SECONDS: Final = 1.0
+IDLE_SECONDS: Final = 2.0
+LEAST_GAP_SECONDS: Final = 0.05
+"""Between calls of a pod that is in a hurry; it doubles while the hurry brings nothing."""
+_FIRST_RETRY_SECONDS: Final = 0.25
+_LONGEST_RETRY_SECONDS: Final = 4.0
+
+log = structlog.get_logger()
+
+
+class StorePeer(Protocol):
+    """Whose limits they are."""
+
+    admission: Admission
+    gate: Gate
+    credentials: Credentials
+    instance: str
+    clock: Callable[[], float]
+
+
+class RedisStore:
+    """The slices of one account. `error` says what is wrong, if anything is."""
+
+    def __init__(self, upstream: str, policy: StorePolicy, peer: StorePeer) -> None:
+        self.upstream = upstream
+        self.policy = policy
+        self.error = ""
+        self.calls = 0
+        self.failures = 0
+        self.last_success: float | None = None
+        self.learning_seconds = 0.0
+        self._peer = peer
+        self._script = Script(resources.files(__package__).joinpath("slices.lua").read_text("utf-8"))
+        self._link: RedisLink | None = None
+        self._sequence = 0
+        self._hurry = asyncio.Event()
+        self._gap_seconds = LEAST_GAP_SECONDS
+        self._granted: dict[str, int] = {}
+
+    def hurry(self) -> None:
+        """Call soon: somebody waits."""
+        self._hurry.set()
+
+    async def run(self) -> None:
+        """Call until cancelled."""
+        failed = 0
+        try:
+            while True:
+                try:
+                    idle = await self._take(stopping=False)
+                except StoreError as error:
+                    self._failed(error)
+                    longest = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** min(failed, 8))
+                    failed += 1
+                    jitter = random.uniform(0.5, 1.0)  # noqa: S311 - many pods lose the same server at once
+                    await asyncio.sleep(longest * jitter)
+                else:
+                    failed = 0
+                    await self._pause(IDLE_SECONDS if idle else BUSY_SECONDS)
+        finally:
+            await self._close()
+
+    async def last_report(self) -> None:
+        """Give back everything; give up after a second."""
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._take(stopping=True)
+        except (StoreError, TimeoutError) as error:
+            log.warning("slices not given back; they expire", account=self.policy.name, error=str(error))
+        finally:
+            await self._close()
+
+    async def _take(self, *, stopping: bool) -> bool:
+        """Report and put the slices that answer it into force; tell whether the account is idle."""
+        admission = self._peer.admission
+        if not admission.knows(self.upstream):
+            return True
+        link = self._link = self._link or await self._open()
+        sent_at = self._peer.clock()
+        demands = admission.demands_of(self.upstream, sent_at)
+        self._sequence += 1
+        call = slice_call(
+            admission.account(self.upstream),
+            demands,
+            server=link.server,
+            pod=self._peer.instance,
+            sequence=self._sequence,
+            stopping=stopping,
+        )
+        try:
+            answer = slice_answer(
+                call, await link.call(self._script, call.keys, call.arguments, timeout_seconds=CALL_SECONDS)
+            )
+        except StoreError:
+            self._link = None
+            raise
+        except SliceAnswerError as error:
+            raise StoreError(f"the store's answer cannot be read: {error}") from None
+        self._succeeded(answer.learning_seconds)
+        if not stopping:
+            admission.apply_leases(answer.leases, sent_at=sent_at)
+            self._weigh(answer.leases)
+            self._peer.gate.pump()
+        return not any(each.used or each.wanted for each in demands)
+
+    def _weigh(self, leases: tuple[Lease, ...]) -> None:
+        """Hurry less while it brings nothing: the server has others to serve."""
+        grew = any(lease.amount > self._granted.get(lease.limit, 0) for lease in leases)
+        self._gap_seconds = LEAST_GAP_SECONDS if grew else min(BUSY_SECONDS, 2 * self._gap_seconds)
+        self._granted = {lease.limit: lease.amount for lease in leases}
+
+    async def _open(self) -> RedisLink:
+        password: Secret | None = None
+        if self.policy.password_file is not None:
+            password = self._peer.credentials.get(self.policy.password_file)
+            if password is None:
+                raise StoreError("the store's password is not mounted; see the Secret in spec.store.secretRef")
+        return await RedisLink.open(address_of(self.policy.url, self.policy.ca_bundle), password, CONNECT_SECONDS)
+
+    async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(min(seconds, self._gap_seconds))
+        try:
+            async with asyncio.timeout(max(0.0, seconds - self._gap_seconds)):
+                await self._hurry.wait()
+        except TimeoutError:
+            pass
+        self._hurry.clear()
+
+    def _succeeded(self, learning_seconds: float) -> None:
+        if self.error:
+            log.info("store answers again", account=self.policy.name)
+        self.calls += 1
+        self.error = ""
+        self.last_success = self._peer.clock()
+        self.learning_seconds = learning_seconds
+
+    def _failed(self, error: StoreError) -> None:
+        self.calls += 1
+        self.failures += 1
+        if str(error) != self.error:
+            log.warning("store failed; leases run out into the safe share", account=self.policy.name, error=str(error))
+        self.error = str(error)
+
+    async def _close(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
