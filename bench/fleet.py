@@ -137,9 +137,8 @@ async def _lead(namespaces: int) -> None:
         board.publish(snapshot)
     authenticator = TokenAuthenticator(cast("Cluster", _Reviews()), clock=time.monotonic)
     print(await listen(SyncServer(leader, board, authenticator.authenticate).application()), flush=True)
-    pods = dict.fromkeys(compiled.snapshots, PODS_PER_NAMESPACE)
     while True:
-        leader.adopt(compiled, pods, time.monotonic())
+        leader.adopt(compiled, time.monotonic())
         for name, snapshot in compiled.snapshots.items():
             leader.synced(name, snapshot.revision)
         for quota in compiled.quotas:

@@ -9,7 +9,7 @@ what is in flight when they hear that it is spent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -164,8 +164,9 @@ class SpendLedger:
             alerts={name: dict(windows) for name, windows in self._alerts.items()},
         )
 
-    def report(self, instance: str, spends: Iterable[Spend], unix_now: float) -> None:
-        """Take the cumulative figures of one process; what was counted before is not counted again."""
+    def report(self, instance: str, spends: Iterable[Spend], unix_now: float) -> bool:
+        """Take the cumulative figures of one process; what was counted before is not. Tell whether there was more."""
+        charged = False
         hour = int(unix_now // HOUR_SECONDS)
         # Older days are closed: their marks are gone, so a late repetition could not be told from a first report.
         oldest = (datetime.fromtimestamp(unix_now, UTC).date() - timedelta(days=_DAYS_REPORTED)).isoformat()
@@ -177,6 +178,7 @@ class SpendLedger:
             more = spend.usd_micros - self._marks.get(key, 0)
             if more <= 0 or spend.window < oldest or (key not in self._marks and len(self._marks) >= _MAX_MARKS):
                 continue
+            charged = True
             self._marks[key] = spend.usd_micros
             days = self._days.setdefault(spend.budget, {})
             days[spend.window] = days.get(spend.window, 0) + more
@@ -186,6 +188,15 @@ class SpendLedger:
             hours[hour] = hours.get(hour, 0) + more
             while len(hours) > _BASELINE_HOURS + 2:
                 del hours[min(hours)]
+        return charged
+
+    def forget(self, instances: Collection[str]) -> None:
+        """Forget which figures processes reported that will report no more; what they spent stays spent."""
+        self._marks = {key: spent for key, spent in self._marks.items() if key[0] not in instances}
+
+    def last_day(self) -> str:
+        """Return the latest day that anything was spent on, empty if there is none."""
+        return max((day for days in self._days.values() for day in days), default="")
 
     def spent(self, budget: str, window: CalendarWindow) -> int:
         """Return what was spent in a day or month."""

@@ -1,26 +1,32 @@
 """The leader's memory of the sidecars: who reports, what runs where, what all pods together have counted and hold.
 
-Synchronous and pure: `now` is monotonic seconds, `now_unix` seconds since 1970. A leader that takes over begins with an
-empty one, learns from the reports, and takes what must not be forgotten from the resources' statuses.
+Synchronous and pure: `now` is monotonic seconds, `unix_now` seconds since 1970. A leader that takes over begins with an
+empty one, learns from the reports, and takes what must not be forgotten from what was stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation import QuotaAllocationStatus
 from sluice_core.api.upstream import Limits
 from sluice_core.compile import Compiled
-from sluice_core.limits.allocator import Allocator
+from sluice_core.enforcement import Finding, enforced, spend_unusual, within_budget
+from sluice_core.limits.adaptive import LearnedLimits
+from sluice_core.limits.allocator import LEASE_SECONDS, Allocator
+from sluice_core.limits.holdings import with_slack
 from sluice_core.limits.keys import Dimension
+from sluice_core.limits.learned import with_learned
+from sluice_core.problems import Problem
 from sluice_core.quota_figures import quota_figures
 from sluice_core.rollout.evidence import totals_in
 from sluice_core.rollout.merge import CountLedger
 from sluice_core.rollout.observation import Observation, WebhookAnswer
 from sluice_core.snapshot import QuotaPolicy, SplitPolicy, UpstreamPolicy
-from sluice_core.sync import AllocationGauge, BreakerGauge, SyncRequest, SyncResponse
+from sluice_core.spending import Spending
+from sluice_core.sync import AllocationGauge, BreakerGauge, PodRef, SyncRequest, SyncResponse
 
 SILENT_SECONDS: Final = 20.0
 """A sidecar that has not reported for so long does not count as running any revision."""
@@ -48,22 +54,30 @@ class Fleet:
     __slots__ = (
         "_allocator",
         "_by_instance",
+        "_by_pod",
         "_compiled",
         "_fresh",
+        "_learned",
         "_quotas",
         "_rolling",
+        "_seen_pods",
         "_splits",
         "_swept_at",
         "_upstreams",
         "counts",
+        "spending",
     )
 
     def __init__(self, *, now: float, fresh: bool = False) -> None:
         """Begin without knowledge; `fresh` says that there never was a leader before."""
         self.counts = CountLedger()
+        self.spending = Spending(known=fresh)
         self._fresh = fresh
         self._allocator = Allocator(now=now, fresh=fresh)
         self._by_instance: dict[str, _Sidecar] = {}
+        self._by_pod: dict[PodRef, str] = {}
+        self._seen_pods: frozenset[PodRef] = frozenset()
+        self._learned = LearnedLimits()
         self._compiled: Compiled | None = None
         self._upstreams: tuple[UpstreamPolicy, ...] = ()
         self._quotas: dict[str, QuotaPolicy] = {}
@@ -78,24 +92,60 @@ class Fleet:
         if leading:
             self._allocator = Allocator(now=now, fresh=self._fresh)
             self._by_instance.clear()
+            self._by_pod.clear()
             self.counts = CountLedger()
+            self.spending = Spending(known=self._fresh)
             if self._compiled is not None:
                 self._configure(self._compiled, now)
 
-    def adopt(self, compiled: Compiled, pods: Mapping[str, int], now: float) -> None:
-        """Learn what is in force. `pods` are those with a sidecar, by namespace."""
-        del pods  # the compiler has sized the safe shares by them
+    def adopt(self, compiled: Compiled, now: float) -> None:
+        """Learn what is in force."""
         if compiled is not self._compiled:
             self._compiled = compiled
             self._configure(compiled, now)
+        elif self._effective(compiled, now) != self._upstreams:
+            self._share_out(compiled, now)
         if now - self._swept_at > SILENT_SECONDS:
             self._sweep(now)
 
-    def _configure(self, compiled: Compiled, now: float) -> None:
-        self._upstreams = compiled.upstreams
-        self._quotas = {quota.key: quota for quota in compiled.quotas}
+    def present(self, pods: Collection[PodRef], now: float, unix_now: float) -> None:
+        """Learn which pods there are; only of one that was there before does its absence mean anything.
+
+        A pod that was removed by force may go on for as long as its lease lasts, so it is believed to be gone only
+        once it has been silent for that long. Then nothing of it is in flight any more.
+        """
+        missing = self._seen_pods.difference(pods)
+        over = set()
+        for pod in missing:
+            instance = self._by_pod.get(pod)
+            sidecar = self._by_instance.get(instance) if instance is not None else None
+            if sidecar is None or now - sidecar.heard_at > with_slack(LEASE_SECONDS):
+                over.add(pod)
+                if instance is not None:
+                    del self._by_pod[pod]
+                    self._gone(instance, now, unix_now)
+        self._seen_pods = frozenset((*pods, *(missing - over)))
+        self.spending.sweep(unix_now)
+
+    def _gone(self, instance: str, now: float, unix_now: float) -> None:
+        self._allocator.gone(instance, now)
+        self.spending.ended(instance, unix_now)
+        self._by_instance.pop(instance, None)
+        self.counts.forget(instance)
+
+    def _effective(self, compiled: Compiled, now: float) -> tuple[UpstreamPolicy, ...]:
+        """Return the upstreams with the limits that are in force: none above what the account itself allows."""
+        return tuple(with_learned(each, self._learned.limits(each.key, now)) for each in compiled.upstreams)
+
+    def _share_out(self, compiled: Compiled, now: float) -> None:
+        self._upstreams = self._effective(compiled, now)
         by_upstream = {quota.upstream: quota for quota in compiled.quotas}
-        self._allocator.configure(((each, by_upstream.get(each.key)) for each in compiled.upstreams), now)
+        self._allocator.configure(((each, by_upstream.get(each.key)) for each in self._upstreams), now)
+
+    def _configure(self, compiled: Compiled, now: float) -> None:
+        self._quotas = {quota.key: quota for quota in compiled.quotas}
+        self._share_out(compiled, now)
+        self.spending.configure(compiled.quotas, compiled.snapshots.values())
         splits = [
             (snapshot.namespace, rule.split)
             for snapshot in compiled.snapshots.values()
@@ -109,26 +159,43 @@ class Fleet:
 
     # --- what sidecars tell -----------------------------------------------------------------------------------------
 
-    def report(self, request: SyncRequest, now: float) -> SyncResponse:
+    def report(self, request: SyncRequest, now: float, unix_now: float) -> SyncResponse:
         """Take in one report and answer it. Repeated and late reports change nothing."""
+        namespace = request.pod.namespace
         known = self._by_instance.get(request.instance)
         if known is None and len(self._by_instance) >= MAX_SIDECARS:
             return SyncResponse(sequence=request.sequence)
         if known is None or request.sequence > known.report.sequence:
+            if known is None:
+                self._replace(request, now, unix_now)
             self._by_instance[request.instance] = _Sidecar(request, now)
             self.counts.report(request.instance, request.counts, first=request.sequence <= 1)
+            self.spending.report(namespace, request.instance, request.spends, unix_now)
+            self._learned.observe(request.observations, now)
         if request.stopping:
             self._allocator.stop(request.instance, request.sequence, request.demands, now)
+            self.spending.ended(request.instance, unix_now)
             self._by_instance.pop(request.instance, None)
             self.counts.forget(request.instance)
             return SyncResponse(sequence=request.sequence)
         leases = self._allocator.exchange(request.instance, request.sequence, request.demands, now)
         return SyncResponse(
             sequence=request.sequence,
-            revision=self._revision(request.pod.namespace),
+            revision=self._revision(namespace),
             leases=leases,
-            interval_seconds=BUSY_REPORT_SECONDS if request.pod.namespace in self._rolling else REPORT_SECONDS,
+            exhausted=self.spending.exhausted(namespace, unix_now),
+            interval_seconds=BUSY_REPORT_SECONDS if namespace in self._rolling else REPORT_SECONDS,
         )
+
+    def _replace(self, request: SyncRequest, now: float, unix_now: float) -> None:
+        """Take note of a process that is new. In one pod the one before it has ended: kubelet runs them in turn."""
+        if not request.pod.uid:
+            return
+        before = self._by_pod.get(request.pod)
+        if before is not None and request.sequence <= 1:
+            self._gone(before, now, unix_now)
+        if before is None or request.sequence <= 1:
+            self._by_pod[request.pod] = request.instance
 
     def _revision(self, namespace: str) -> str:
         snapshot = self._compiled.snapshots.get(namespace) if self._compiled else None
@@ -139,6 +206,8 @@ class Fleet:
         for instance in [name for name, each in self._by_instance.items() if now - each.heard_at > FORGET_SECONDS]:
             del self._by_instance[instance]
             self.counts.forget(instance)
+        known = self._seen_pods
+        self._by_pod = {pod: name for pod, name in self._by_pod.items() if name in self._by_instance or pod in known}
 
     # --- what is known ----------------------------------------------------------------------------------------------
 
@@ -169,7 +238,23 @@ class Fleet:
         """Return the breakers that are not closed, with the pods that they are in."""
         return tuple((each.report.pod.name, gauge) for each in self._live(now) for gauge in each.report.breakers)
 
-    def quota_status(self, quota: str, now: float) -> QuotaAllocationStatus | None:
+    def effective_limits(self, upstream: str) -> Limits | None:
+        """Return the limits of an upstream as they are shared out; None if it is not in force."""
+        return next((each.limits for each in self._upstreams if each.key == upstream), None)
+
+    def quota_findings(
+        self, quota: str, problems: Iterable[Problem], now: float, unix_now: float
+    ) -> tuple[Finding, ...]:
+        """Return the conditions of a quota that hang on what is reported, besides the problems of its spec."""
+        budgets = self.spending.assess(quota, unix_now)
+        found = (
+            enforced(self._quotas.get(quota), problems, self._gauges(quota, now)),
+            within_budget(budgets),
+            spend_unusual(budgets, self.spending.unusual(quota, unix_now)),
+        )
+        return tuple(each for each in found if each is not None)
+
+    def quota_status(self, quota: str, now: float, unix_now: float) -> QuotaAllocationStatus | None:
         """Return the live figures of a quota; None if it is not in force. Its conditions are empty."""
         policy = self._quotas.get(quota)
         if policy is None:
@@ -181,6 +266,7 @@ class Fleet:
             self._gauges(quota, now),
             self._allocator.granted(policy.upstream, Dimension.REQUESTS),
             self._allocator.granted(policy.upstream, Dimension.TOKENS),
+            self.spending.assess(quota, unix_now),
         )
 
     def _live(self, now: float) -> Iterable[_Sidecar]:

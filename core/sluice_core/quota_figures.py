@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sluice_core.api.quotaallocation import AllocationStatus, QuotaAllocationStatus
+import msgspec
+
+from sluice_core.api.conditions import rfc3339
+from sluice_core.api.quotaallocation import AllocationStatus, Budget, QuotaAllocationStatus
 from sluice_core.api.upstream import Limits
+from sluice_core.budget import Assessment
 from sluice_core.limits.allocator import Granted
+from sluice_core.limits.money import MICROS_PER_USD, usd_micros, usd_text
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy
 from sluice_core.sync import AllocationGauge
 
 NOTHING = Granted()
+_FORECAST_STEP_SECONDS = 300.0
 
 
 def quota_figures(
@@ -19,6 +25,7 @@ def quota_figures(
     gauges: Mapping[str, Sequence[AllocationGauge]],
     requests: Mapping[str, Granted],
     tokens: Mapping[str, Granted],
+    money: Mapping[str, Assessment],
 ) -> QuotaAllocationStatus:
     """Return a quota's status without its conditions.
 
@@ -28,9 +35,15 @@ def quota_figures(
         gauges: what each pod reports of itself, by allocation.
         requests: what each allocation holds of the requests of a minute.
         tokens: the same of the tokens.
+        money: where each budget stands: the whole's by the quota's key, an allocation's by `key/name`.
     """
     allocations = tuple(
-        _allocation(each, gauges.get(each.name, ()), requests.get(each.name, NOTHING), tokens.get(each.name, NOTHING))
+        _with_money(
+            _allocation(
+                each, gauges.get(each.name, ()), requests.get(each.name, NOTHING), tokens.get(each.name, NOTHING)
+            ),
+            money.get(f"{quota.key}/{each.name}"),
+        )
         for each in quota.allocations
     )
     used_requests = sum(each.used_requests for each in allocations)
@@ -38,6 +51,8 @@ def quota_figures(
     return QuotaAllocationStatus(
         granted=_granted(allocations, limits),
         used=f"{short(used_requests)} rpm {short(used_tokens)} tpm",
+        spent=_spent(quota, money),
+        resets_at=rfc3339(min(each.resets_at for each in money.values())) if money else "",
         allocations=allocations,
     )
 
@@ -55,6 +70,47 @@ def _allocation(
         waiting=sum(each.waiting for each in gauges),
         refused=sum(each.refused for each in gauges),
     )
+
+
+def _with_money(status: AllocationStatus, money: Assessment | None) -> AllocationStatus:
+    if money is None:
+        return status
+    return msgspec.structs.replace(
+        status,
+        spent_today_usd=usd_text(money.spent_today_usd_micros),
+        spent_month_usd=usd_text(money.spent_month_usd_micros),
+        resets_at=rfc3339(money.resets_at),
+        runs_out_at=_forecast(money.runs_out_at),
+    )
+
+
+def _forecast(unix_seconds: float | None) -> str:
+    """Return a forecast to five minutes: one that moves with every round would be written with every round."""
+    return rfc3339(unix_seconds // _FORECAST_STEP_SECONDS * _FORECAST_STEP_SECONDS) if unix_seconds is not None else ""
+
+
+def _spent(quota: QuotaPolicy, money: Mapping[str, Assessment]) -> str:
+    """Return the money of the whole's budget, or else of all allocations' together, as `41.20/100 today`."""
+    if quota.budget is not None:
+        rows = [(quota.budget, money.get(quota.key))]
+    else:
+        rows = [(each.budget, money.get(f"{quota.key}/{each.name}")) for each in quota.allocations if each.budget]
+    known: list[tuple[Budget, Assessment]] = [(budget, each) for budget, each in rows if each is not None]
+    if not known:
+        return ""
+    if all(budget.daily_usd for budget, _ in known):
+        spent = sum(each.spent_today_usd_micros for _, each in known)
+        limit = sum(usd_micros(budget.daily_usd or "0") for budget, _ in known)
+        return f"{_cents(spent)}/{_cents(limit)} today"
+    spent = sum(each.spent_month_usd_micros for _, each in known)
+    if all(budget.monthly_usd for budget, _ in known):
+        return f"{_cents(spent)}/{_cents(sum(usd_micros(budget.monthly_usd or '0') for budget, _ in known))} this month"
+    return f"{_cents(spent)} this month"
+
+
+def _cents(micros: int) -> str:
+    """Return dollars and cents: the column is for people, the exact figures are in the allocations."""
+    return f"{micros // MICROS_PER_USD}.{micros % MICROS_PER_USD // 10_000:02d}"
 
 
 def _granted(allocations: Sequence[AllocationStatus], limits: Limits) -> str:

@@ -75,7 +75,7 @@ class LimitObservation(Value, frozen=True, kw_only=True):
 
 
 class AllocationGauge(Value, frozen=True, kw_only=True):
-    """The state of one allocation in one pod."""
+    """The state of one allocation in one pod. `unpriced` counts calls whose cost is not known, with a model of them."""
 
     quota: _name
     allocation: _name
@@ -83,6 +83,8 @@ class AllocationGauge(Value, frozen=True, kw_only=True):
     used_tokens: int = 0
     waiting: int = 0
     refused: int = 0
+    unpriced: int = 0
+    unpriced_model: _name = ""
 
 
 class BreakerGauge(Value, frozen=True, kw_only=True):
@@ -112,10 +114,13 @@ class SyncRequest(Value, frozen=True, kw_only=True):
 
 
 class SyncResponse(Value, frozen=True, kw_only=True):
-    """The answer: leases, spent budgets, the revision to run, and when to report again."""
+    """The answer: leases, spent budgets, the revision to run, and when to report again.
+
+    `exhausted` is None while the leader does not know yet what was spent before it: what the sidecar knows stays true.
+    """
 
     sequence: int
     revision: _name = ""
     leases: tuple[Lease, ...] = ()
-    exhausted: tuple[Exhausted, ...] = ()
+    exhausted: tuple[Exhausted, ...] | None = ()
     interval_seconds: float = 5.0

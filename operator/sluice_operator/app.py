@@ -15,7 +15,9 @@ from kubernetes.aio.client import Configuration
 
 from sluice_core.sync import SyncRequest, SyncResponse
 from sluice_operator import probes
+from sluice_operator.alerts import AlertCalls
 from sluice_operator.authn import TokenAuthenticator
+from sluice_operator.budgets import Budgets
 from sluice_operator.certificates_keeper import CertificateKeeper
 from sluice_operator.cluster import Cluster
 from sluice_operator.connection import kopf_login
@@ -26,9 +28,10 @@ from sluice_operator.loop import Loop
 from sluice_operator.metrics import Metrics
 from sluice_operator.observe import Observer, Watches
 from sluice_operator.reconcile import Reconciler
-from sluice_operator.resource_metrics import ResourceMetrics
+from sluice_operator.resource_metrics import BudgetMetrics, ResourceMetrics
 from sluice_operator.rollouts import FleetRollouts
 from sluice_operator.settings import CertificateIssuer, Settings, address
+from sluice_operator.spend_store import SpendStore
 from sluice_operator.sync import PolicyBoard, SyncServer
 from sluice_operator.webhook_secrets import ClusterSecrets
 from sluice_operator.webhooks import Webhooks
@@ -89,13 +92,24 @@ class Operator:
         )
         leader = Leader(clock=monotonic)
         self._webhooks = Webhooks(ClusterSecrets(self._cluster), answered=self.wake)
+        events = Events(writer, identity=settings.pod_name or identity, wall=time.time)
+        self.budgets = Budgets(
+            lambda: leader.spending,
+            SpendStore(writer, settings.namespace, clock=monotonic),
+            self.world,
+            events,
+            AlertCalls(),
+            wall=time.time,
+        )
+        self.metrics.registry.register(BudgetMetrics(self.budgets))
         self.reconciler = Reconciler(
             writer,
             self.world,
             fleet=leader,
             rollouts=FleetRollouts(leader, self._webhooks, wall=time.time),
             board=self.board,
-            events=Events(writer, identity=settings.pod_name or identity, wall=time.time),
+            events=events,
+            budgets=self.budgets,
             clock=monotonic,
             wall=time.time,
             own_namespace=settings.namespace,
@@ -136,6 +150,7 @@ class Operator:
             await self._run_tasks(stop, sync)
         finally:
             await self._webhooks.close()
+            await self.budgets.close()
             await sync.cleanup()
             await http.cleanup()
             await self._cluster.close()
@@ -155,6 +170,8 @@ class Operator:
             others = [group.create_task(job) for job in jobs]
             await stop.wait()
             _log.info("operator_stopping")
+            if self.leadership.leading:
+                await self.budgets.save()
             # The Lease is given up last: no write of this process may meet one of its successor.
             rounds.cancel()
             await asyncio.wait([rounds], timeout=STOP_SECONDS)

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation import QuotaAllocationStatus
-from sluice_core.compile import Compiled
+from sluice_core.api.upstream import Limits
+from sluice_core.compile import Compiled, Problem
+from sluice_core.enforcement import Finding
 from sluice_core.rollout.observation import Observation, WebhookAnswer
 from sluice_core.snapshot import Snapshot
+from sluice_core.sync import PodRef
 
 
 class Fleet(Protocol):
     """The leader's knowledge of the sidecars."""
 
-    def adopt(self, compiled: Compiled, pods: Mapping[str, int], now: float) -> None:
-        """Learn what is in force and how many pods with a sidecar each namespace has."""
+    def adopt(self, compiled: Compiled, now: float) -> None:
+        """Learn what is in force."""
+
+    def present(self, pods: Collection[PodRef], now: float) -> None:
+        """Learn which pods there are: what one holds that is gone may be given to others."""
 
     def synced(self, namespace: str, revision: str) -> tuple[int, int] | None:
         """Return how many pods run this revision, of how many that report; None if nobody ever reported there."""
 
     def quota_status(self, quota: str, now_unix: float) -> QuotaAllocationStatus | None:
         """Return the live figures of a quota, by its key; the conditions in it are not read."""
+
+    def quota_findings(self, quota: str, problems: Iterable[Problem], now_unix: float) -> tuple[Finding, ...]:
+        """Return the conditions of a quota that hang on what is reported, besides the problems of its spec."""
+
+    def effective_limits(self, upstream: str) -> Limits | None:
+        """Return the limits of an upstream as they are shared out; None if that is not known."""
 
     def observation(
         self, split: CanarySplit, synced: tuple[int, int], answers: tuple[WebhookAnswer, ...] = ()
@@ -36,7 +48,10 @@ class Fleet(Protocol):
 class NoFleet:
     """Nobody reports: policy reaches the pods by their mounted files alone."""
 
-    def adopt(self, compiled: Compiled, pods: Mapping[str, int], now: float) -> None:
+    def adopt(self, compiled: Compiled, now: float) -> None:
+        """Do nothing."""
+
+    def present(self, pods: Collection[PodRef], now: float) -> None:
         """Do nothing."""
 
     def synced(self, namespace: str, revision: str) -> tuple[int, int] | None:
@@ -44,6 +59,14 @@ class NoFleet:
 
     def quota_status(self, quota: str, now_unix: float) -> QuotaAllocationStatus | None:
         """Return None: there are no figures."""
+
+    def quota_findings(self, quota: str, problems: Iterable[Problem], now_unix: float) -> tuple[Finding, ...]:
+        """Return nothing: nobody reports."""
+        del quota, problems, now_unix
+        return ()
+
+    def effective_limits(self, upstream: str) -> Limits | None:
+        """Return None: it is not known."""
 
     def observation(
         self, split: CanarySplit, synced: tuple[int, int], answers: tuple[WebhookAnswer, ...] = ()

@@ -53,6 +53,7 @@ TOKEN_REVIEWS: Final = ResourceType("authentication.k8s.io/v1", "TokenReview", "
 
 POLICY_CONFIG_MAP: Final = "sluice-policy"
 POLICY_KEY: Final = "snapshot.json"
+SPEND_CONFIG_MAPS: Final = tuple(f"sluice-spend-{number}" for number in range(8))
 CREDENTIALS_SECRET: Final = "sluice-credentials"  # noqa: S105 -- the Secret's name, not a secret
 FIELD_MANAGER: Final = "sluice-operator"
 INJECT_LABEL: Final = "sluice.dev/inject"

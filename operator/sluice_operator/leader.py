@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable
 
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation import QuotaAllocationStatus
-from sluice_core.compile import Compiled
+from sluice_core.api.upstream import Limits
+from sluice_core.compile import Compiled, Problem
+from sluice_core.enforcement import Finding
 from sluice_core.fleet import Fleet
 from sluice_core.rollout.observation import Observation, WebhookAnswer
-from sluice_core.sync import SyncRequest, SyncResponse
+from sluice_core.spending import Spending
+from sluice_core.sync import PodRef, SyncRequest, SyncResponse
 
 
 class Leader:
     """One process's fleet, used while it leads."""
 
-    def __init__(self, *, clock: Callable[[], float], fresh: bool = False) -> None:
+    def __init__(
+        self, *, clock: Callable[[], float], wall: Callable[[], float] = time.time, fresh: bool = False
+    ) -> None:
         self._clock = clock
+        self._wall = wall
         self.fleet = Fleet(now=clock(), fresh=fresh)
         self.leading = False
 
@@ -25,13 +32,22 @@ class Leader:
         self.leading = leading
         self.fleet.lead(leading, now)
 
-    def adopt(self, compiled: Compiled, pods: Mapping[str, int], now: float) -> None:
+    def adopt(self, compiled: Compiled, now: float) -> None:
         """Learn what is in force."""
-        self.fleet.adopt(compiled, pods, now)
+        self.fleet.adopt(compiled, now)
+
+    def present(self, pods: Collection[PodRef], now: float) -> None:
+        """Learn which pods there are."""
+        self.fleet.present(pods, now, self._wall())
 
     def report(self, request: SyncRequest) -> SyncResponse:
         """Take in one report and return the answer."""
-        return self.fleet.report(request, self._clock())
+        return self.fleet.report(request, self._clock(), self._wall())
+
+    @property
+    def spending(self) -> Spending:
+        """Return what is known of money; a new one for each time of leading."""
+        return self.fleet.spending
 
     def synced(self, namespace: str, revision: str) -> tuple[int, int] | None:
         """Return how many pods run this revision, of how many that report; None if nobody reports there."""
@@ -39,8 +55,15 @@ class Leader:
 
     def quota_status(self, quota: str, now_unix: float) -> QuotaAllocationStatus | None:
         """Return the live figures of a quota."""
-        del now_unix
-        return self.fleet.quota_status(quota, self._clock())
+        return self.fleet.quota_status(quota, self._clock(), now_unix)
+
+    def quota_findings(self, quota: str, problems: Iterable[Problem], now_unix: float) -> tuple[Finding, ...]:
+        """Return the conditions of a quota that hang on what is reported."""
+        return self.fleet.quota_findings(quota, problems, self._clock(), now_unix)
+
+    def effective_limits(self, upstream: str) -> Limits | None:
+        """Return the limits of an upstream as they are shared out."""
+        return self.fleet.effective_limits(upstream)
 
     def observation(
         self, split: CanarySplit, synced: tuple[int, int], answers: tuple[WebhookAnswer, ...] = ()

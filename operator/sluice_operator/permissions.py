@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sluice_core.api.base import GROUP
-from sluice_operator.kinds import CREDENTIALS_SECRET, POLICY_CONFIG_MAP, SLUICE_KINDS
+from sluice_operator.kinds import CREDENTIALS_SECRET, POLICY_CONFIG_MAP, SLUICE_KINDS, SPEND_CONFIG_MAPS
 
 Rule = dict[str, Any]
 _PLURALS: Final = sorted(type_.plural for type_ in SLUICE_KINDS)
@@ -52,5 +52,12 @@ NAMESPACE_RULES: Final[tuple[Rule, ...]] = (
     },
     # keeps the certificates of the sync server; creating and reading Secrets is allowed above
     {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["sluice-certificates"], "verbs": ["update"]},
+    # remembers what was spent; creating them is allowed above
+    {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "resourceNames": list(SPEND_CONFIG_MAPS),
+        "verbs": ["get", "patch"],
+    },
 )
-"""Rules of the Role in the operator's own namespace: leadership, and its own certificates."""
+"""Rules of the Role in the operator's own namespace: leadership, its own certificates, and what was spent."""

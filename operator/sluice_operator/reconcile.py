@@ -19,6 +19,8 @@ from sluice_core.api.quotaallocation import QuotaAllocation, QuotaAllocationStat
 from sluice_core.api.upstream import Upstream, UpstreamStatus
 from sluice_core.compile import Compiled, Problem, Severity
 from sluice_core.rollout.states import RUNNING
+from sluice_core.sync import PodRef
+from sluice_operator.budgets import Budgets
 from sluice_operator.cluster import ApiError, Cluster
 from sluice_operator.credentials import CredentialPublisher
 from sluice_operator.events import Events
@@ -53,6 +55,7 @@ class Reconciler:
         clock: Callable[[], float],
         wall: Callable[[], float],
         own_namespace: str = "sluice-system",
+        budgets: Budgets | None = None,
         drift_seconds: float = DRIFT_SECONDS,
         reread_seconds: float = DRIFT_SECONDS,
     ) -> None:
@@ -64,6 +67,7 @@ class Reconciler:
         self._clock = clock
         self._wall = wall
         self._own_namespace = own_namespace
+        self._budgets = budgets
         self._drift_seconds = drift_seconds
         self._looked_at = float("-inf")
         self._behind: dict[str, NotPublished] = {}
@@ -95,8 +99,11 @@ class Reconciler:
         if await self._advance(inputs, compiled):
             inputs = gather(self._world)
             compiled = self._compile(inputs)
-        self._fleet.adopt(compiled, {name: len(labels) for name, labels in inputs.pods.items()}, self._clock())
+        self._fleet.adopt(compiled, self._clock())
+        self._fleet.present(self._sidecar_pods(), self._clock())
         self._show(compiled)
+        if self._budgets is not None:
+            await self._budgets.round()
         if not await self._look():
             return
         upstreams = [each for each in inputs.resources if isinstance(each, Upstream)]
@@ -104,6 +111,10 @@ class Reconciler:
         self._behind = without_keys | await self.policies.publish(compiled.snapshots, inputs.leaving)
         await self._report(inputs, compiled)
         await self._tell_uninjected()
+
+    def _sidecar_pods(self) -> list[PodRef]:
+        pods = self._world.pods()
+        return [PodRef(namespace=pod.namespace, name=pod.name, uid=pod.uid) for pod in pods if pod.injected]
 
     def follow(self) -> None:
         """Do one round as standby: know the policy and serve it, write nothing."""
@@ -210,6 +221,7 @@ class Reconciler:
         problems: tuple[Problem, ...] = compiled.problems.get(held.id, ())
         if held.problem is not None:
             problems = (held.problem, *problems)
+        is_quota = isinstance(resource, QuotaAllocation)
         users = _users(held, compiled)
         synced, reported = self._synced(users, inputs, compiled)
         return Facts(
@@ -221,6 +233,7 @@ class Reconciler:
             reported=reported,
             selects=isinstance(resource, ModelRoute | QuotaAllocation),
             rollout=isinstance(resource, CanarySplit),
+            findings=self._fleet.quota_findings(held.id.key, problems, self._wall()) if is_quota else (),
         )
 
     def _synced(self, users: tuple[str, ...], inputs: Inputs, compiled: Compiled) -> tuple[tuple[int, int], bool]:
@@ -251,7 +264,7 @@ class Reconciler:
                     status,
                     credentials=f"{facts.keys.found}/{facts.keys.named}" if facts.keys is not None else "",
                     consumers=compiled.consumers.get(upstream.key, 0),
-                    effective_limits=policy.limits if policy is not None else None,
+                    effective_limits=self._fleet.effective_limits(upstream.key) or (policy.limits if policy else None),
                 )
             case ModelRoute() as route if isinstance(status, ModelRouteStatus):
                 pods = inputs.pods.get(route.metadata.namespace, ())

@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from sluice_core.api.base import ConditionStatus
 from sluice_core.api.canarysplit_status import CanarySplit, Verdict
 from sluice_core.api.quotaallocation import QuotaAllocation
+from sluice_core.enforcement import ENFORCED, SPEND_UNUSUAL, WITHIN_BUDGET
+from sluice_operator.budgets import Budgets
 from sluice_operator.world import World
 
 MAX_RESOURCES: Final = 1000
 _RESOURCE: Final = ("namespace", "name")
+_SHOWN: Final = (ENFORCED, WITHIN_BUDGET, SPEND_UNUSUAL)
 
 
 class ResourceMetrics(Collector):
@@ -73,6 +77,15 @@ def _quotas(quotas: list[QuotaAllocation]) -> Iterator[GaugeMetricFamily]:
     )
     used = GaugeMetricFamily("sluice_allocation_used", "Use in the last minute, by unit.", labels=(*labels, "unit"))
     waiting = GaugeMetricFamily("sluice_allocation_waiting", "Calls waiting in line.", labels=labels)
+    spent = GaugeMetricFamily(
+        "sluice_allocation_spent_usd", "US dollars spent, of allocations with a budget.", labels=(*labels, "window")
+    )
+    runs_out = GaugeMetricFamily(
+        "sluice_allocation_runs_out", "Whether the budget will be spent before its window ends: 1 or 0.", labels=labels
+    )
+    holds = GaugeMetricFamily(
+        "sluice_quota_condition", "1 if the condition is True, else 0.", labels=(*_RESOURCE, "type", "reason")
+    )
     for quota in quotas:
         for each in quota.status.allocations:
             names = [quota.metadata.namespace, quota.metadata.name, each.name]
@@ -81,4 +94,38 @@ def _quotas(quotas: list[QuotaAllocation]) -> Iterator[GaugeMetricFamily]:
             used.add_metric([*names, "requests"], each.used_requests)
             used.add_metric([*names, "tokens"], each.used_tokens)
             waiting.add_metric(names, each.waiting)
-    yield from (granted, used, waiting)
+            if each.resets_at:  # only an allocation with a budget has a window
+                spent.add_metric([*names, "day"], float(each.spent_today_usd))
+                spent.add_metric([*names, "month"], float(each.spent_month_usd))
+                runs_out.add_metric(names, bool(each.runs_out_at))
+        for condition in quota.status.conditions:
+            if condition.type in _SHOWN:
+                names = [quota.metadata.namespace, quota.metadata.name, condition.type, condition.reason]
+                holds.add_metric(names, condition.status is ConditionStatus.TRUE)
+    yield from (granted, used, waiting, spent, runs_out, holds)
+
+
+class BudgetMetrics(Collector):
+    """Counts what has been told about budgets."""
+
+    def __init__(self, budgets: Budgets) -> None:
+        self._budgets = budgets
+
+    def describe(self) -> Iterator[CounterMetricFamily]:
+        """Return nothing: the reasons are those that have occurred."""
+        return iter(())
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Return all families."""
+        budgets = self._budgets
+        alerts = CounterMetricFamily("sluice_budget_alerts", "Alerts about budgets, by reason.", labels=("reason",))
+        for reason, count in budgets.alerts.items():
+            alerts.add_metric([reason], count)
+        calls = CounterMetricFamily("sluice_alert_calls", "Calls of alert addresses, by result.", labels=("result",))
+        calls.add_metric(["Delivered"], budgets.calls.delivered)
+        calls.add_metric(["Failed"], budgets.calls.failed)
+        stored = CounterMetricFamily("sluice_spend_writes", "Writes of what was spent.")
+        stored.add_metric([], budgets.store.writes)
+        unreadable = CounterMetricFamily("sluice_spend_unreadable", "Stored spends that could not be read.")
+        unreadable.add_metric([], budgets.store.unreadable)
+        yield from (alerts, calls, stored, unreadable)

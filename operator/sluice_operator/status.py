@@ -14,6 +14,7 @@ import msgspec
 from sluice_core.api.base import Condition, ConditionStatus, Status, Value
 from sluice_core.api.conditions import find_condition, set_condition
 from sluice_core.compile import Problem, Reason, Severity
+from sluice_core.enforcement import Finding, with_findings
 from sluice_operator.credentials import KeyFindings
 from sluice_operator.publish import NotPublished
 
@@ -68,6 +69,7 @@ class Facts(Value, frozen=True, kw_only=True):
     reported: bool = True
     selects: bool = False
     rollout: bool = False
+    findings: tuple[Finding, ...] = ()
 
 
 def synced_text(synced: tuple[int, int] | None) -> str:
@@ -115,7 +117,7 @@ def conditions(before: tuple[Condition, ...], facts: Facts, now_unix: float) -> 
         setter.set("Ready", True, "InForce", "all that it asks for is in the published policy")
         setter.set("Reconciling", False, "InForce", "nothing is under way")
         setter.set("Stalled", False, "InForce", "nothing is in the way")
-    return setter.conditions
+    return with_findings(setter.conditions, facts.findings, now_unix=now_unix, observed_generation=facts.generation)
 
 
 def _set_details(setter: _Setter, facts: Facts, told: tuple[Told, ...]) -> None:

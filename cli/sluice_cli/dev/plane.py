@@ -12,12 +12,12 @@ import msgspec
 from sluice_cli.dev.folder import LocalStore
 from sluice_core.api.base import Condition, ConditionStatus
 from sluice_core.api.canarysplit_status import CanarySplit
-from sluice_core.api.conditions import set_condition
 from sluice_core.api.manifests import AnyResource
 from sluice_core.api.modelroute import ModelRoute
 from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.api.upstream import Upstream
 from sluice_core.compile import Compiled, Problem, ResourceId, Severity, compile_namespaces
+from sluice_core.enforcement import Finding, message_of, reason_of, with_findings
 from sluice_core.rollout.plan import plan
 from sluice_operator.leader import Leader
 from sluice_operator.sync import PolicyBoard
@@ -44,7 +44,8 @@ class LocalPlane:
         if self._advance(resources, compiled, now_unix):
             resources = tuple(self._with_status(each) for each in resources)
             compiled = self._compile(resources, pods)
-        self.leader.adopt(compiled, {name: len(labels) for name, labels in pods.items()}, self._clock())
+        self.leader.adopt(compiled, self._clock())
+        self._tell_alerts(now_unix)
         for snapshot in compiled.snapshots.values():
             self.board.publish(snapshot)
         for resource in resources:
@@ -87,7 +88,7 @@ class LocalPlane:
                 status = msgspec.structs.replace(
                     resource.status,
                     consumers=compiled.consumers.get(resource.key, 0),
-                    effective_limits=policy.limits if policy else None,
+                    effective_limits=self.leader.effective_limits(resource.key) or (policy.limits if policy else None),
                 )
             case QuotaAllocation():
                 status = self.leader.quota_status(resource.key, now_unix) or resource.status
@@ -100,11 +101,34 @@ class LocalPlane:
                 status = resource.status
         status = msgspec.structs.replace(
             status,
-            conditions=_conditions(resource, _problems(resource, compiled), now_unix),
+            conditions=self._conditions(resource, _problems(resource, compiled), now_unix),
             observed_generation=resource.metadata.generation,
             synced_pods=f"{synced[0]}/{synced[1]}" if synced else "",
         )
         self.store.set_status(resource, status)
+
+    def _tell_alerts(self, now_unix: float) -> None:
+        """Say which budgets have passed a mark. Nobody is called: that is the operator's part."""
+        for each in self.leader.spending.take_alerts(now_unix):
+            self.events.append(f"{each.alert.budget}: {reason_of(each.alert)}: {message_of(each.alert)}")
+
+    def _conditions(
+        self, resource: AnyResource, problems: tuple[Problem, ...], now_unix: float
+    ) -> tuple[Condition, ...]:
+        worst = problems[0] if problems else None
+        bad = worst is not None and worst.severity is Severity.ERROR
+        ready = Finding(
+            type="Ready",
+            status=ConditionStatus.FALSE if bad else ConditionStatus.TRUE,
+            reason=worst.reason.value if worst else "InForce",
+            message=f"{worst.path}: {worst.message}" if worst else "in force",
+        )
+        findings = [ready]
+        if isinstance(resource, QuotaAllocation):
+            findings += self.leader.quota_findings(resource.key, problems, now_unix)
+        return with_findings(
+            resource.status.conditions, findings, now_unix=now_unix, observed_generation=resource.metadata.generation
+        )
 
 
 def _problems(resource: AnyResource, compiled: Compiled) -> tuple[Problem, ...]:
@@ -113,17 +137,3 @@ def _problems(resource: AnyResource, compiled: Compiled) -> tuple[Problem, ...]:
 
 def _errors(resource: AnyResource, compiled: Compiled) -> bool:
     return any(problem.severity is Severity.ERROR for problem in _problems(resource, compiled))
-
-
-def _conditions(resource: AnyResource, problems: tuple[Problem, ...], now_unix: float) -> tuple[Condition, ...]:
-    worst = problems[0] if problems else None
-    bad = worst is not None and worst.severity is Severity.ERROR
-    return set_condition(
-        resource.status.conditions,
-        "Ready",
-        ConditionStatus.FALSE if bad else ConditionStatus.TRUE,
-        worst.reason.value if worst else "InForce",
-        f"{worst.path}: {worst.message}" if worst else "in force",
-        now_unix=now_unix,
-        observed_generation=resource.metadata.generation,
-    )

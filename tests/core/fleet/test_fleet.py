@@ -11,6 +11,7 @@ from sluice_core.limits.keys import Dimension, LimitKey
 from sluice_core.rollout.counts import ArmCounts
 from sluice_core.sync import AllocationGauge, Demand, PodRef, SyncRequest
 
+UNIX = 1_780_000_000.0
 REQUESTS = LimitKey(upstream="default/openai", allocation="chat", dimension=Dimension.REQUESTS).text
 
 
@@ -31,7 +32,7 @@ def compiled() -> Compiled:
 
 def a_fleet() -> Fleet:
     fleet = Fleet(now=0.0, fresh=True)
-    fleet.adopt(compiled(), {"default": 1}, 0.0)
+    fleet.adopt(compiled(), 0.0)
     return fleet
 
 
@@ -49,8 +50,8 @@ def test_synced_counts_the_sidecars_that_run_a_revision() -> None:
     fleet = a_fleet()
     assert fleet.synced("default", "new", 0.0) is None
 
-    fleet.report(a_report("a", revision="new"), 0.0)
-    fleet.report(a_report("b", revision="old"), 5.0)
+    fleet.report(a_report("a", revision="new"), 0.0, UNIX)
+    fleet.report(a_report("b", revision="old"), 5.0, UNIX)
 
     assert fleet.synced("default", "new", 5.0) == (1, 2)
     assert fleet.synced("default", "new", SILENT_SECONDS + 1.0) == (0, 1)
@@ -61,14 +62,14 @@ def test_a_report_says_which_revision_to_run() -> None:
     """The sidecar sees that it is behind even if it missed the push."""
     fleet, policy = a_fleet(), compiled()
 
-    assert fleet.report(a_report(), 0.0).revision == policy.snapshots["default"].revision
+    assert fleet.report(a_report(), 0.0, UNIX).revision == policy.snapshots["default"].revision
 
 
 def test_late_and_repeated_reports_count_nothing_twice() -> None:
     """Totals are cumulative; an older report must not read as a reset."""
     fleet = a_fleet()
     for sequence, total in ((1, 10), (2, 30), (2, 30), (1, 10), (3, 40)):
-        fleet.report(a_report(sequence=sequence, counts=counts(total)), float(sequence))
+        fleet.report(a_report(sequence=sequence, counts=counts(total)), float(sequence), UNIX)
 
     assert fleet.counts.arms("default/chat", "r")[0].requests == 40
 
@@ -76,9 +77,9 @@ def test_late_and_repeated_reports_count_nothing_twice() -> None:
 def test_a_restarted_sidecar_is_another_instance() -> None:
     """What the first one counted stays in the sum."""
     fleet = a_fleet()
-    fleet.report(a_report("a", 5, counts=counts(100)), 0.0)
-    fleet.report(a_report("a", 6, counts=counts(110)), 0.0)
-    fleet.report(a_report("b", 1, counts=counts(7)), 1.0)
+    fleet.report(a_report("a", 5, counts=counts(100)), 0.0, UNIX)
+    fleet.report(a_report("a", 6, counts=counts(110)), 0.0, UNIX)
+    fleet.report(a_report("b", 1, counts=counts(7)), 1.0, UNIX)
 
     assert fleet.counts.arms("default/chat", "r")[0].requests == 17
 
@@ -90,9 +91,9 @@ def test_demand_is_answered_with_a_lease_and_shown_in_the_status() -> None:
     gauge = AllocationGauge(
         quota="default/openai", allocation="chat", used_requests=50, used_tokens=12_345, waiting=2, refused=1
     )
-    answer = fleet.report(a_report(demands=(demand,), gauges=(gauge,)), 0.0)
+    answer = fleet.report(a_report(demands=(demand,), gauges=(gauge,)), 0.0, UNIX)
 
-    status = fleet.quota_status("default/openai", 1.0)
+    status = fleet.quota_status("default/openai", 1.0, UNIX)
 
     assert status is not None
     assert answer.leases[0].amount >= 200
@@ -101,17 +102,17 @@ def test_demand_is_answered_with_a_lease_and_shown_in_the_status() -> None:
     assert chat.granted_requests_per_minute == answer.leases[0].amount
     assert status.granted.endswith("/1000 rpm")
     assert status.used == "50 rpm 12k tpm"
-    assert fleet.quota_status("default/none", 1.0) is None
+    assert fleet.quota_status("default/none", 1.0, UNIX) is None
 
 
 def test_a_pod_that_stops_gives_its_lease_back() -> None:
     """Its counts stay, it no longer counts as synced."""
     fleet = a_fleet()
     demand = Demand(limit=REQUESTS, held=0, used=0, wanted=900)
-    fleet.report(a_report("a", 1, demands=(demand,), counts=counts(5)), 0.0)
-    fleet.report(a_report("a", 2, demands=(demand,), counts=counts(6), stopping=True), 1.0)
+    fleet.report(a_report("a", 1, demands=(demand,), counts=counts(5)), 0.0, UNIX)
+    fleet.report(a_report("a", 2, demands=(demand,), counts=counts(6), stopping=True), 1.0, UNIX)
 
-    answer = fleet.report(a_report("b", 1, demands=(demand,)), 2.0)
+    answer = fleet.report(a_report("b", 1, demands=(demand,)), 2.0, UNIX)
 
     assert answer.leases[0].amount >= 900
     assert fleet.counts.arms("default/chat", "r")[0].requests == 6
@@ -121,9 +122,9 @@ def test_sidecars_that_are_gone_are_forgotten() -> None:
     """Memory does not grow with the pods that ever were."""
     fleet = a_fleet()
     for number in range(50):
-        fleet.report(a_report(f"i{number}"), 0.0)
+        fleet.report(a_report(f"i{number}"), 0.0, UNIX)
 
-    fleet.adopt(compiled(), {}, FORGET_SECONDS + 1.0)
+    fleet.adopt(compiled(), FORGET_SECONDS + 1.0)
 
     assert fleet.counts.instances() == frozenset()
 
@@ -131,9 +132,9 @@ def test_sidecars_that_are_gone_are_forgotten() -> None:
 def test_a_new_leader_learns_before_it_grants() -> None:
     """Unless there never was one before it, somebody may still hold what it does not know of."""
     fleet = Fleet(now=0.0)
-    fleet.adopt(compiled(), {"default": 1}, 0.0)
+    fleet.adopt(compiled(), 0.0)
     fleet.lead(True, 0.0)
 
-    answer = fleet.report(a_report(demands=(Demand(limit=REQUESTS, held=10, used=10, wanted=900),)), 1.0)
+    answer = fleet.report(a_report(demands=(Demand(limit=REQUESTS, held=10, used=10, wanted=900),)), 1.0, UNIX)
 
     assert answer.leases[0].amount <= 10

@@ -1,0 +1,96 @@
+"""Keeps what was spent in ConfigMaps of the operator's own namespace, so that it survives every restart.
+
+The quotas are spread over a fixed number of ConfigMaps by their names: fixed, so that the right to write them can be
+limited by name. A ConfigMap is written when something in it has changed, every few seconds at most. A leader that dies
+between two writes loses nothing that a living pod has spent, because pods report totals; only what was spent by pods
+that ended in those seconds is lost.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+import structlog
+
+from sluice_core.budget import LedgerState
+from sluice_core.spend_state import MAX_STATE_BYTES, StateError, decode_states, encode_states
+from sluice_operator.cluster import ApiError, Cluster, NotFoundError
+from sluice_operator.kinds import CONFIG_MAPS, MANAGED_LABELS, SPEND_CONFIG_MAPS
+
+STATE_KEY: Final = "spend.msgpack.z"
+STORE_SECONDS: Final = 10.0
+
+_log = structlog.get_logger()
+
+
+class SpendStore:
+    """The ConfigMaps. Reads and writes; the caller holds what is in them."""
+
+    __slots__ = ("_clock", "_cluster", "_namespace", "_stored_at", "unreadable", "writes")
+
+    def __init__(self, cluster: Cluster, namespace: str, *, clock: Callable[[], float]) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self._clock = clock
+        self._stored_at = float("-inf")
+        self.unreadable = 0
+        self.writes = 0
+
+    @property
+    def due(self) -> bool:
+        """Tell whether figures alone are worth storing now."""
+        return self._clock() - self._stored_at >= STORE_SECONDS
+
+    async def load(self) -> dict[str, LedgerState]:
+        """Return all that is stored, by quota.
+
+        A ConfigMap with something else in it is left out and told in the log: the budgets in it begin anew.
+
+        Raises:
+            ApiError: the API server did not say what is stored; nothing is known.
+        """
+        found: dict[str, LedgerState] = {}
+        for name in SPEND_CONFIG_MAPS:
+            try:
+                stored = await self._cluster.get(CONFIG_MAPS, self._namespace, name)
+            except NotFoundError:
+                continue
+            try:
+                text = (stored.get("binaryData") or {}).get(STATE_KEY) or ""
+                found.update(decode_states(base64.b64decode(text, validate=True)) if text else {})
+            except (binascii.Error, StateError) as error:
+                self.unreadable += 1
+                _log.error("spend_unreadable", config_map=name, error=str(error))
+        return found
+
+    async def save(self, states: Mapping[str, LedgerState], changed: Collection[str]) -> frozenset[str]:
+        """Store the quotas that have changed; return those for which that failed."""
+        self._stored_at = self._clock()
+        failed: set[str] = set()
+        for name in sorted({shard_of(quota) for quota in changed}):
+            body = encode_states({quota: state for quota, state in states.items() if shard_of(quota) == name})
+            try:
+                await self._write(name, body)
+            except ApiError as error:
+                _log.warning("spend_not_stored", config_map=name, error=str(error))
+                failed |= {quota for quota in changed if shard_of(quota) == name}
+        return frozenset(failed)
+
+    async def _write(self, name: str, body: bytes) -> None:
+        if len(body) > MAX_STATE_BYTES:
+            raise ApiError(413, "TooLarge", f"{len(body)} bytes")
+        content = {
+            "metadata": {"labels": MANAGED_LABELS},
+            "binaryData": {STATE_KEY: base64.b64encode(body).decode()},
+        }
+        await self._cluster.apply(CONFIG_MAPS, self._namespace, name, content)
+        self.writes += 1
+
+
+def shard_of(quota: str) -> str:
+    """Return the ConfigMap that a quota's money is stored in."""
+    return SPEND_CONFIG_MAPS[hashlib.sha256(quota.encode()).digest()[0] % len(SPEND_CONFIG_MAPS)]
