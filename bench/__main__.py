@@ -140,11 +140,16 @@ def _streams(plan: Plan, targets: list[Target], cores: Cores, results: Results, 
         for metric, unit, value in (
             ("first token after the request, p50", "ms", figures.start_p50),
             ("first token after the request, p99", "ms", figures.start_p99),
+            ("streams with the upstream's bytes", "%", 100 * figures.intact / figures.streams),
+            ("streams with every event by itself", "%", 100 * figures.one_to_one / figures.streams),
+        ):
+            results.add("Streams", row, target.name, metric, unit, value)
+        if not figures.delay_p99:
+            continue  # the events were written anew, and the moments in them are gone
+        for metric, unit, value in (
             ("event under way, p50", "ms", figures.delay_p50),
             ("event under way, p99", "ms", figures.delay_p99),
             ("gap longer than the upstream's, p99", "ms", figures.gap_p99),
-            ("streams with the upstream's bytes", "%", 100 * figures.intact / figures.streams),
-            ("streams with every event by itself", "%", 100 * figures.one_to_one / figures.streams),
         ):
             results.add("Streams", row, target.name, metric, unit, value)
 

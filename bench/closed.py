@@ -69,4 +69,4 @@ def _sample(target: Target, shape: Shape, cores: Cores, results: Results, second
     results.add(SECTION, shape.row, target.name, "p50", "ms", load.p50_us / 1000)
     results.add(SECTION, shape.row, target.name, "p99", "ms", load.p99_us / 1000)
     if target.name != DIRECT:
-        results.add(SECTION, shape.row, target.name, "processor", "us/call", used / load.requests * 1e6)
+        results.add(SECTION, shape.row, target.name, "processor", "us/call", used / max(1, load.requests) * 1e6)

@@ -41,7 +41,7 @@ def measure_start(upstream_port: int, cores: Cores, results: Results, *, runs: i
             )
             try:
                 ports = wait_for_ports(folder / "ports.json", process)
-                wait_until_ready(f"http://127.0.0.1:{ports['admin']}/readyz")
+                wait_until_ready(f"http://127.0.0.1:{ports['admin']}/readyz", process)
                 results.add(SECTION, "start to ready", GOVERNED, "time", "s", time.perf_counter() - start)
                 results.add(SECTION, "idle", GOVERNED, "memory", "MiB", resident_mib(process.pid))
             finally:

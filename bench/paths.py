@@ -55,7 +55,7 @@ def _path(
     results.add(SECTION, row, target.name, "rate", "calls/s", load.per_second)
     results.add(SECTION, row, target.name, "p50", "ms", load.p50_us / 1000)
     results.add(SECTION, row, target.name, "p99", "ms", load.p99_us / 1000)
-    results.add(SECTION, row, target.name, "processor", "us/call", used / load.requests * 1e6)
+    results.add(SECTION, row, target.name, "processor", "us/call", used / max(1, load.requests) * 1e6)
 
 
 class Reloads:

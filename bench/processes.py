@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -70,13 +71,19 @@ def first_line(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def wait_until_ready(url: str, seconds: float = 60.0) -> float:
-    """Return after how many seconds the address answered with 200."""
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
+def wait_until_ready(url: str, process: subprocess.Popen[Any], *, seconds: float = 60.0) -> None:
+    """Wait until a process answers at this address with 200.
+
+    Raises:
+        RuntimeError: it ended, or did not within the time.
+    """
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args!r} ended before it was ready")
         with contextlib.suppress(URLError, ConnectionError, TimeoutError), urlopen(url, timeout=2) as answer:
             if answer.status == 200:
-                return time.perf_counter() - start
+                return
         time.sleep(0.005)
     raise RuntimeError(f"{url} was not ready within {seconds:g} s")
 

@@ -89,7 +89,7 @@ def sluice(name: str, policy: str, upstream_port: int, cores: Cores) -> Iterator
             ports = wait_for_ports(folder / "ports.json", process)
         except RuntimeError as error:
             raise RuntimeError(f"{error}\n{(folder / 'errors.log').read_text()}") from None
-        wait_until_ready(f"http://127.0.0.1:{ports['admin']}/readyz")
+        wait_until_ready(f"http://127.0.0.1:{ports['admin']}/readyz", process)
         yield Target(name, ports["proxy"], process.pid, admin_port=ports["admin"], mount=mount)
 
 
@@ -182,7 +182,7 @@ def envoy(upstream_port: int, cores: Cores) -> Iterator[Target]:
         binary = str(TOOLS / "envoy" / "bin" / "envoy")
         command = [binary, "-c", str(file), "--concurrency", "1", "-l", "off", "--base-id", str(os.getpid() % 1000)]
         with started(command, core=cores.proxy) as process:
-            wait_until_ready(f"http://127.0.0.1:{admin}/ready")
+            wait_until_ready(f"http://127.0.0.1:{admin}/ready", process)
             yield Target(ENVOY, port, process.pid)
 
 
@@ -191,7 +191,7 @@ model_list:
   - model_name: "*"
     litellm_params: {{model: "openai/*", api_base: "http://127.0.0.1:{upstream}/v1", api_key: sk-bench}}
 litellm_settings: {{telemetry: false, num_retries: 0}}
-general_settings: {{disable_spend_logs: true}}
+general_settings: {{disable_spend_logs: true, master_key: sk-bench}}
 """
 
 
@@ -206,7 +206,7 @@ def litellm(upstream_port: int, cores: Cores) -> Iterator[Target]:
         command = [binary, "--config", str(file), "--port", str(port), "--host", "127.0.0.1", "--num_workers", "1"]
         env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_DOCS": "True"}
         with started(command, core=cores.proxy, env=env, log=Path(directory, "log")) as process:
-            wait_until_ready(f"http://127.0.0.1:{port}/health/liveliness", seconds=120)
+            wait_until_ready(f"http://127.0.0.1:{port}/health/liveliness", process, seconds=120)
             yield Target(LITELLM, port, process.pid)
 
 
