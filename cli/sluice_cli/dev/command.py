@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+
+import structlog
 
 from sluice_cli.dev.folder import ManifestFileError
 from sluice_cli.dev.session import Session
@@ -53,11 +56,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--control-port", type=int, default=CONTROL_PORT, help="port for `sluice status --dev` (default: %(default)s)"
     )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="FILE",
+        help="keep statuses in this file and go on from there: a rollout survives the end of the process",
+    )
     parser.add_argument("--plain", action="store_true", help="print tables when they change, even on a terminal")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run until Ctrl-C or SIGTERM."""
+    # Standard output is for tables.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     try:
         workloads = tuple(parse_workload(text) for text in args.pod)
         upstreams: Upstreams = MockUpstreams() if args.upstream == "mock" else RealUpstreams(args.key_from)
@@ -79,6 +93,7 @@ async def _run(args: argparse.Namespace, workloads: tuple[Workload, ...], upstre
         workloads=workloads,
         first_port=args.port,
         control_port=args.control_port,
+        state=args.state,
         on_record=lambda workload, record: decisions.add(workload.name, record),
     )
     async with session:

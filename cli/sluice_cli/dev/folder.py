@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from sluice_cli.cel_rules import evaluate
+from sluice_cli.dev.state import Remembered, StateError
 from sluice_cli.manifest_files import Document, ManifestFileError, read
 from sluice_core.api.base import Status, Value
 from sluice_core.api.conditions import rfc3339
 from sluice_core.api.manifests import AnyResource, is_sluice, parse
 from sluice_core.api.validation import validate
 from sluice_core.compile import Problem, ResourceId
+
+_in_order: Final = msgspec.json.Encoder(order="deterministic")
 
 
 class Reading(Value, frozen=True, kw_only=True):
@@ -52,11 +57,16 @@ def _typed(document: Document, namespace: str) -> AnyResource | Problem:
 
 
 class LocalStore:
-    """The resources as a cluster would hold them: a generation that counts changes of spec, and a status."""
+    """The resources as a cluster would hold them: a generation that counts changes of spec, and a status.
 
-    def __init__(self) -> None:
+    Args:
+        remembered: what an earlier run knew of the resources; it counts when they come up.
+    """
+
+    def __init__(self, remembered: Iterable[Remembered] = ()) -> None:
         self._held: dict[ResourceId, AnyResource] = {}
         self._requests: dict[ResourceId, dict[str, str]] = {}
+        self._remembered = {ResourceId(each.kind, each.key): each for each in remembered}
 
     @property
     def resources(self) -> tuple[AnyResource, ...]:
@@ -67,8 +77,28 @@ class LocalStore:
         """Return the resources of one kind."""
         return tuple(resource for identity, resource in self._held.items() if identity.kind == kind)
 
+    def remember(self) -> tuple[Remembered, ...]:
+        """Return what another run needs to go on from here."""
+        fresh = [
+            Remembered(
+                kind=identity.kind,
+                key=identity.key,
+                generation=resource.metadata.generation,
+                created=resource.metadata.creation_timestamp,
+                content=_content(resource),
+                requests=self._requests.get(identity, {}),
+                status=msgspec.to_builtins(resource.status),
+            )
+            for identity, resource in self._held.items()
+        ]
+        return (*fresh, *self._remembered.values())
+
     def take(self, reading: Reading, now_unix: float) -> None:
-        """Make the folder's resources those that there are; status, identity and requests of the others stay."""
+        """Make the folder's resources those that there are; status, identity and requests of the others stay.
+
+        Raises:
+            StateError: what an earlier run knew of a resource cannot be read.
+        """
         fresh: dict[ResourceId, AnyResource] = {}
         for resource in reading.resources:
             identity = ResourceId(type(resource).__name__, resource.key)
@@ -85,7 +115,7 @@ class LocalStore:
                 generation=1,
                 creation_timestamp=rfc3339(now_unix),
             )
-            return msgspec.structs.replace(resource, metadata=meta)
+            return self._restored(identity, msgspec.structs.replace(resource, metadata=meta))
         changed = known.spec != resource.spec
         meta = msgspec.structs.replace(
             known.metadata,
@@ -94,6 +124,26 @@ class LocalStore:
             annotations=resource.metadata.annotations | self._requests.get(identity, {}),
         )
         return msgspec.structs.replace(resource, metadata=meta, status=known.status)
+
+    def _restored(self, identity: ResourceId, resource: AnyResource) -> AnyResource:
+        """Return a resource that comes up, with what an earlier run knew of it."""
+        past = self._remembered.pop(identity, None)
+        if past is None:
+            return resource
+        self._requests[identity] = dict(past.requests)
+        meta = msgspec.structs.replace(
+            resource.metadata,
+            generation=past.generation + (past.content != _content(resource)),
+            creation_timestamp=past.created,
+            annotations=resource.metadata.annotations | past.requests,
+        )
+        try:
+            status = msgspec.convert(past.status, type(resource.status))
+        except msgspec.ValidationError as error:
+            raise StateError(
+                f"the remembered status of {identity.kind} {identity.key} cannot be read: {error}"
+            ) from None
+        return msgspec.structs.replace(resource, metadata=meta, status=status)
 
     def set_status(self, resource: AnyResource, status: Status) -> None:
         """Replace a resource's status."""
@@ -111,6 +161,10 @@ class LocalStore:
         meta = msgspec.structs.replace(held.metadata, annotations=held.metadata.annotations | annotations)
         self._held[identity] = msgspec.structs.replace(held, metadata=meta)
         return True
+
+
+def _content(resource: AnyResource) -> str:
+    return hashlib.sha256(_in_order.encode(resource.spec)).hexdigest()[:16]
 
 
 class FolderWatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Final
 import msgspec
 
 from sluice_cli.dev.folder import LocalStore
+from sluice_cli.dev.judges import EnvironmentSecrets
 from sluice_core.api.base import Condition, ConditionStatus
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.manifests import AnyResource
@@ -18,9 +20,11 @@ from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.api.upstream import Upstream
 from sluice_core.compile import Compiled, Problem, ResourceId, Severity, compile_namespaces
 from sluice_core.enforcement import Finding, message_of, reason_of, with_findings
-from sluice_core.rollout.plan import plan
+from sluice_core.rollout.observation import Question
 from sluice_operator.leader import Leader
+from sluice_operator.rollouts import FleetRollouts
 from sluice_operator.sync import PolicyBoard
+from sluice_operator.webhooks import Webhooks
 
 MAX_EVENTS: Final = 200
 
@@ -28,20 +32,41 @@ PodLabels = Mapping[str, tuple[dict[str, str], ...]]
 
 
 class LocalPlane:
-    """Compiles, decides on rollouts and fills in statuses; publishes to a board that sidecars long-poll."""
+    """Compiles, decides on rollouts and fills in statuses; publishes to a board that sidecars long-poll.
 
-    def __init__(self, store: LocalStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        keep: called when decisions are in the store, before anybody acts on them.
+        fresh: there was no run before this one that may have left leases.
+    """
+
+    def __init__(
+        self,
+        store: LocalStore,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        keep: Callable[[], None] = lambda: None,
+        fresh: bool = True,
+    ) -> None:
         self.store = store
         self.board = PolicyBoard()
-        self.leader = Leader(clock=clock, fresh=True)
+        self.leader = Leader(clock=clock, fresh=fresh)
+        self.answered = asyncio.Event()
+        self._webhooks = Webhooks(EnvironmentSecrets(), answered=self.answered, allow_local=True)
+        self._rollouts = FleetRollouts(self.leader, self._webhooks, wall=wall)
+        self._keep = keep
         self.leader.lead(True, clock())
         self.events: deque[str] = deque(maxlen=MAX_EVENTS)
         self._clock = clock
 
+    async def close(self) -> None:
+        """Stop asking webhooks."""
+        await self._webhooks.close()
+
     def round(self, resources: tuple[AnyResource, ...], pods: PodLabels, now_unix: float) -> Compiled:
         """Do one round over these resources, whose statuses are those of the store, and return the policy in force."""
         compiled = self._compile(resources, pods)
-        if self._advance(resources, compiled, now_unix):
+        if self._advance(resources, compiled, pods):
             resources = tuple(self._with_status(each) for each in resources)
             compiled = self._compile(resources, pods)
         self.leader.adopt(compiled, self._clock())
@@ -60,21 +85,29 @@ class LocalPlane:
         held = next((each for each in self.store.of_kind(kind) if each.key == resource.key), resource)
         return msgspec.structs.replace(resource, status=held.status)
 
-    def _advance(self, resources: tuple[AnyResource, ...], compiled: Compiled, now_unix: float) -> bool:
+    def _advance(self, resources: tuple[AnyResource, ...], compiled: Compiled, pods: PodLabels) -> bool:
         changed = False
+        questions: dict[str, tuple[Question, ...]] = {}
         for split in resources:
             if not isinstance(split, CanarySplit) or _errors(split, compiled):
                 continue
             snapshot = compiled.snapshots.get(split.metadata.namespace)
             if snapshot is None:
                 continue
-            synced = self.leader.synced(snapshot.namespace, snapshot.revision) or (0, 0)
-            decided = plan(split, self.leader.fleet.observation(split, synced), now_unix)
+            wanted = len(pods.get(snapshot.namespace, ()))
+            synced = self.leader.synced(snapshot.namespace, snapshot.revision) or (0, wanted)
+            decided = self._rollouts.plan(split, (min(synced[0], wanted), wanted))
+            questions[split.key] = decided.questions
             for event in decided.events:
                 self.events.append(f"{split.metadata.name}: {event.reason}: {event.message}")
             if decided.status != split.status:
                 self.store.set_status(split, decided.status)
                 changed = True
+        if changed:
+            self._keep()
+        for key, asked in questions.items():
+            self._rollouts.ask(key, asked)
+        self._rollouts.keep(questions)
         return changed
 
     def _report(self, resource: AnyResource, compiled: Compiled, pods: PodLabels, now_unix: float) -> None:

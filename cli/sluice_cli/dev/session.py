@@ -18,6 +18,7 @@ from aiohttp import web
 from sluice_cli.dev.folder import FolderWatch, LocalStore, ManifestFileError, read_folder
 from sluice_cli.dev.plane import LocalPlane
 from sluice_cli.dev.sidecars import Sidecar, SidecarError
+from sluice_cli.dev.state import StateFile
 from sluice_cli.dev.upstreams import Upstreams
 from sluice_cli.dev.workloads import Workload, discover
 from sluice_cli.documents import document
@@ -41,6 +42,7 @@ class Session:
         upstreams: where calls end up.
         workloads: the pods to play; those that the manifests speak of, if none are named.
         first_port: port of the first workload's sidecar, the next one has the next; 0 takes free ones.
+        state: a file to go on from and to keep statuses in.
         on_record: called with every settled call.
     """
 
@@ -52,10 +54,18 @@ class Session:
         workloads: tuple[Workload, ...] = (),
         first_port: int = 0,
         control_port: int = 0,
+        state: Path | None = None,
         on_record: OnRecord = lambda _workload, _record: None,
     ) -> None:
-        self.store = LocalStore()
-        self.plane = LocalPlane(self.store)
+        """Prepare a session.
+
+        Raises:
+            StateError: the state file holds something else.
+        """
+        self._state = StateFile(state) if state is not None else None
+        remembered = self._state.read() if self._state is not None else ()
+        self.store = LocalStore(remembered)
+        self.plane = LocalPlane(self.store, keep=self._keep, fresh=not remembered)
         self.sidecars: dict[str, Sidecar] = {}
         self.refused: tuple[str, ...] = ()
         self.control_url = ""
@@ -83,6 +93,7 @@ class Session:
             stack.push_async_callback(self._upstreams.close)
             await self._serve(stack)
             stack.push_async_callback(self._stop_sidecars)
+            stack.push_async_callback(self.plane.close)
             await self.round()
             if not self.sidecars:
                 raise ManifestFileError(
@@ -194,14 +205,22 @@ class Session:
         order = await request.json()
         if not self.store.annotate(str(order["kind"]), str(order["key"]), dict(order["annotations"])):
             raise web.HTTPNotFound(text=f"there is no {order['kind']} {order['key']}")
+        self._keep()
         return web.json_response({})
+
+    def _keep(self) -> None:
+        if self._state is not None:
+            self._state.write(self.store.remember())
 
     async def _stop_sidecars(self) -> None:
         await asyncio.gather(*(sidecar.stop() for sidecar in self.sidecars.values()))
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(ROUND_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ROUND_SECONDS):
+                    await self.plane.answered.wait()
+            self.plane.answered.clear()
             try:
                 await self.round()
             except SidecarError as error:

@@ -52,6 +52,7 @@ class Sidecar:
         self.errors = directory / "sidecar.log"
         self._on_record = on_record
         self._process: asyncio.subprocess.Process | None = None
+        self._tether: tuple[int | None, int | None] = (None, None)
         self._readers: asyncio.Task[None] | None = None
 
     @property
@@ -74,14 +75,15 @@ class Sidecar:
         ports_file.unlink(missing_ok=True)
         with self.errors.open("ab") as errors:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "sluice_sidecar",
+                sys.executable, "-m", "sluice_cli.dev.tethered",
                 env=self._environment(ports_file),
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=self._tie(),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 limit=MAX_LINE_BYTES,
                 start_new_session=True,  # Ctrl-C is for us; the sidecar is stopped in order, after its clients
             )  # fmt: skip
+        self._untie(own_end=False)
         self._readers = asyncio.create_task(self._read_records(self._process))
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -107,6 +109,7 @@ class Sidecar:
                 await process.wait()
         if readers is not None:
             await readers
+        self._untie(own_end=True)
         self._process = self._readers = None
 
     async def restart_if_gone(self) -> bool:
@@ -117,6 +120,20 @@ class Sidecar:
         self.restarts += 1
         await self.start()
         return True
+
+    def _tie(self) -> int:
+        """Return the end of a new tether that the process gets (see `tethered`)."""
+        self._untie(own_end=True)
+        self._tether = os.pipe()
+        return self._tether[0]
+
+    def _untie(self, *, own_end: bool) -> None:
+        """Close the process' end of the tether here, or let the process go by closing our own."""
+        theirs, ours = self._tether
+        for end in (theirs, ours) if own_end else (theirs,):
+            if end is not None:
+                os.close(end)
+        self._tether = (None, None if own_end else ours)
 
     def _environment(self, ports_file: Path) -> dict[str, str]:
         labels = ",".join(f"{key}={value}" for key, value in sorted(self.workload.labels.items()))
