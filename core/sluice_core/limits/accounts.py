@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from sluice_core.api.quotaallocation import Budget, Mode
+from sluice_core.api.quotaallocation import Budget, Mode, StoreType
 from sluice_core.api.upstream import Limits, ModelLimits
 from sluice_core.limits.decisions import Ask
 from sluice_core.limits.keys import LEASED, Dimension, Layer, LimitKey, capacity_of, pattern_for
@@ -46,6 +46,11 @@ class Account:
         """Return whether limits refuse or only report."""
         return self.allocation.mode if self.allocation else Mode.ENFORCE
 
+    @property
+    def store(self) -> StoreType:
+        """Return where capacity is leased from."""
+        return self.quota.store.type if self.quota else StoreType.LEASES
+
     def configure(
         self,
         upstream: UpstreamPolicy,
@@ -57,6 +62,7 @@ class Account:
         """Put a policy into force. Windows and slots stay; a lease stays if it belongs to the same allocation."""
         moved = (allocation.name if allocation else UNALLOCATED) != self.allocation_name
         self.upstream, self.quota, self.allocation = upstream, quota, allocation
+        sole = sole and self.store is StoreType.LEASES  # whoever names another store shares the account
         safe = allocation.safe if allocation else Limits()
         model_safe = {row.model: row for row in allocation.model_safe} if allocation else {}
         wanted: set[tuple[str, Dimension]] = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sluice_core.api.quotaallocation import Budget, Mode, OnExhausted
+from sluice_core.api.quotaallocation import Budget, Mode, OnExhausted, StoreType
 from sluice_core.limits.accounts import UNALLOCATED, Account, budgets_of
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
 from sluice_core.limits.keys import Dimension, Layer
@@ -171,13 +171,16 @@ class Admission:
     # --- leases and budgets -----------------------------------------------------------------------------------------
 
     def demands(self, now: float) -> tuple[Demand, ...]:
-        """Return what this pod holds and wants, for the next report. The answer to it is for `apply_leases`."""
-        return tuple(
-            _demand(meter, now)
-            for account in self._accounts.values()
-            for meter in account.meters.values()
-            if meter.allowance.ceiling
-        )
+        """Return what this pod holds and wants, for the next report. The answer to it is for `apply_leases`.
+
+        Accounts that are kept in another store are left out: their leases come from there.
+        """
+        accounts = (account for account in self._accounts.values() if account.store is StoreType.LEASES)
+        return tuple(demand for account in accounts for demand in _demands(account, now))
+
+    def demands_of(self, upstream: str, now: float) -> tuple[Demand, ...]:
+        """Return what this pod holds and wants of one account, for whoever leases it."""
+        return _demands(self._accounts[upstream], now)
 
     def apply_leases(self, leases: Sequence[Lease], *, sent_at: float) -> None:
         """Put leases into force. `sent_at` is when the report was sent that they answer; it must be the latest one."""
@@ -239,6 +242,10 @@ def _obstruction(meters: tuple[Meter, ...], amounts: tuple[int, ...], now: float
         if worst is None or earliest > worst.earliest:
             worst = Wait(obstacle=obstacle, earliest=earliest)
     return worst
+
+
+def _demands(account: Account, now: float) -> tuple[Demand, ...]:
+    return tuple(_demand(meter, now) for meter in account.meters.values() if meter.allowance.ceiling)
 
 
 def _demand(meter: Meter, now: float) -> Demand:

@@ -12,6 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from sluice_core.api.quotaallocation import StoreType
 from sluice_core.api.upstream import Limits, ModelLimits
 from sluice_core.limits.accounts import HOLD_MARGIN_SECONDS
 from sluice_core.limits.holdings import Ledger, with_slack
@@ -56,6 +57,7 @@ class Allocator:
 
     __slots__ = (
         "_dropped",
+        "_elsewhere",
         "_fresh",
         "_ledgers",
         "_places",
@@ -72,6 +74,7 @@ class Allocator:
         self._fresh = fresh
         self._ledgers: dict[_Place, Ledger] = {}
         self._dropped: dict[_Place, float] = {}  # limits that are no more; as many as were ever declared
+        self._elsewhere: frozenset[_Place] = frozenset()  # limits that another store gives leases of
         self._upstreams: set[str] = set()
         self._sessions: dict[str, _Session] = {}
         self._places: dict[str, tuple[Ledger | None, str] | None] = {}
@@ -82,8 +85,12 @@ class Allocator:
         self._places.clear()
         self._upstreams = set()
         wanted: set[_Place] = set()
+        elsewhere: set[_Place] = set()
         for upstream, quota in pools:
             name = LimitKey.shorten(upstream.key)
+            if quota is not None and quota.store.type is StoreType.REDIS:
+                elsewhere.update(_every_place(name, upstream))
+                continue
             self._upstreams.add(name)
             shares, percents = _shares(quota)
             for model, limits in _scopes(upstream):
@@ -93,15 +100,16 @@ class Allocator:
                         continue
                     place = (name, LimitKey.shorten(model), dimension)
                     wanted.add(place)
-                    window = _window(dimension, upstream)
+                    window = counted_seconds(dimension, upstream)
                     ledger = self._ledgers.get(place)
                     if ledger is None:
-                        ledger = self._ledgers[place] = Ledger(window, self._learning_until(place, window))
+                        ledger = self._ledgers[place] = Ledger(window, self._learning_until(place, window, now))
                     parts = {share: safe_part(capacity, percent) for share, percent in percents.items()}
                     ledger.configure(capacity, shares, parts, window)
         for place in self._ledgers.keys() - wanted:
             del self._ledgers[place]
             self._dropped[place] = now
+        self._elsewhere = frozenset(elsewhere)
         self._sweep(now)
 
     def exchange(self, holder: str, sequence: int, demands: Sequence[Demand], now: float) -> tuple[Lease, ...]:
@@ -161,9 +169,11 @@ class Allocator:
         """Tell whether leases are still limited to what pods reported to this leader."""
         return any(now < ledger.learning_until for ledger in self._ledgers.values())
 
-    def _learning_until(self, place: _Place, window: float) -> float:
-        """Return until when leases may be out that a new ledger does not know: an earlier leader's, or ledger's."""
+    def _learning_until(self, place: _Place, window: float, now: float) -> float:
+        """Return until when leases may be out that a new ledger does not know: a leader's, ledger's, store's."""
         unknown_since = self._dropped.pop(place, float("-inf") if self._fresh else self._started_at)
+        if place in self._elsewhere:
+            unknown_since = now
         return unknown_since + with_slack(self.lease_seconds + window)
 
     def _place(self, text: str) -> tuple[Ledger | None, str] | None:
@@ -207,7 +217,13 @@ def _scopes(upstream: UpstreamPolicy) -> Iterable[tuple[str, Limits | ModelLimit
         yield row.model, row
 
 
-def _window(dimension: Dimension, upstream: UpstreamPolicy) -> float:
+def _every_place(name: str, upstream: UpstreamPolicy) -> Iterable[_Place]:
+    for model, _ in _scopes(upstream):
+        for dimension in LEASED:
+            yield name, LimitKey.shorten(model), dimension
+
+
+def counted_seconds(dimension: Dimension, upstream: UpstreamPolicy) -> float:
     """Return for how long a use counts, the coarseness of the pods' windows included."""
     if dimension is Dimension.CONCURRENCY:
         return upstream.timeouts.total_seconds + HOLD_MARGIN_SECONDS

@@ -74,7 +74,13 @@ class Meter(ABC):
         if amount > self.allowance.largest():
             return None
         soonest = self.soonest(amount, self.allowance.amount(now), now)
-        return now + LEASE_ROUND_SECONDS if soonest is None else soonest
+        if soonest is not None and soonest <= now + LEASE_ROUND_SECONDS:
+            return soonest
+        if not self.allowance.may_grow(self.wanted(now) + amount, now):
+            return now + LEASE_ROUND_SECONDS if soonest is None else soonest
+        grown = self.soonest(amount, self.allowance.largest(), now)  # the next answer may bring a larger lease
+        later = now + LEASE_ROUND_SECONDS if grown is None else max(grown, now + LEASE_ROUND_SECONDS)
+        return later if soonest is None else min(soonest, later)
 
     def forecast(self, ahead: int, amount: int, now: float) -> float | None:
         """Return when `amount` may be used if `ahead` is used first, or None if waiting cannot help."""

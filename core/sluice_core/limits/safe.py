@@ -11,6 +11,7 @@ the expected ones are counted as soon as they report, and leases shrink to make 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -19,6 +20,7 @@ from sluice_core.api.upstream import Limits, ModelLimits
 from sluice_core.limits.lease import SAFE_PERMILLE
 
 _LEAST_PERMILLE: Final = 5
+_WHOLE: Final = 100_000
 
 
 def safe_limits(effective: Limits, share_percent: int, pods: int) -> Limits:
@@ -44,7 +46,21 @@ def safe_model_limits(limits: tuple[ModelLimits, ...], share_percent: int, pods:
 
 def safe_part(capacity: int, share_percent: int) -> int:
     """Return what is kept of a limit for all pods of an allocation together."""
-    return capacity * max(SAFE_PERMILLE * share_percent, _LEAST_PERMILLE * 100) // 100_000
+    return capacity * _weight(share_percent) // _WHOLE
+
+
+def reserved_share(share_percents: Iterable[int]) -> int:
+    """Return what is kept for the pods of all these allocations together, in hundred-thousandths of a limit."""
+    return sum(_weight(percent) for percent in share_percents)
+
+
+def reserved_part(capacity: int, share: int) -> int:
+    """Return what such a share is of one limit; no less than the parts of its allocations together."""
+    return capacity * share // _WHOLE
+
+
+def _weight(share_percent: int) -> int:
+    return max(SAFE_PERMILLE * share_percent, _LEAST_PERMILLE * 100)
 
 
 def _part(capacity: int | None, share_percent: int, pods: int) -> int:
