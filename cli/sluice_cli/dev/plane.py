@@ -150,6 +150,8 @@ class LocalPlane:
     ) -> tuple[Condition, ...]:
         worst = problems[0] if problems else None
         bad = worst is not None and worst.severity is Severity.ERROR
+        if isinstance(resource, CanarySplit) and not bad:
+            return resource.status.conditions  # as long as nothing is amiss, its own say how the rollout stands
         ready = Finding(
             type="Ready",
             status=ConditionStatus.FALSE if bad else ConditionStatus.TRUE,

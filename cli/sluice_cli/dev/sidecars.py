@@ -162,7 +162,7 @@ class Sidecar:
 
     def _last_words(self) -> str:
         lines = self.errors.read_text(errors="replace").splitlines()
-        return " / ".join(lines[-5:]) or "no message"
+        return lines[-1] if lines else "no message"
 
     async def _read_records(self, process: asyncio.subprocess.Process) -> None:
         stream = process.stdout

@@ -9,8 +9,9 @@ from typing import Protocol
 import msgspec
 
 from sluice_cli.mock import MockOpenAI
+from sluice_core.api.base import SecretKeyRef
 from sluice_core.api.manifests import AnyResource
-from sluice_core.api.upstream import Upstream
+from sluice_core.api.upstream import Credential, Upstream
 from sluice_core.snapshot import Snapshot
 
 MOCK_KEY = "sk-mock"
@@ -33,6 +34,14 @@ class Upstreams(Protocol):
         ...
 
 
+def _with_key(upstream: Upstream) -> Upstream:
+    """Return the upstream with a key to its name: local mode always has one to send."""
+    if upstream.spec.credentials:
+        return upstream
+    credential = Credential(name="local", secret_key_ref=SecretKeyRef(name="local", key="key"))
+    return msgspec.structs.replace(upstream, spec=msgspec.structs.replace(upstream.spec, credentials=(credential,)))
+
+
 class MockUpstreams:
     """A mock of its own for each `Upstream`, so that faults can be ordered for one and not the other."""
 
@@ -53,7 +62,7 @@ class MockUpstreams:
             self.mocks[upstream.key] = mock
         # A private authority makes no sense for a mock on loopback, which speaks plain HTTP.
         spec = msgspec.structs.replace(upstream.spec, base_url=mock.base_url, tls=None)
-        return msgspec.structs.replace(upstream, spec=spec)
+        return _with_key(msgspec.structs.replace(upstream, spec=spec))
 
     def keys(self, snapshot: Snapshot) -> dict[str, bytes]:
         """Return a key that every mock takes, under each credential's name."""
@@ -79,8 +88,8 @@ class RealUpstreams:
             raise ValueError(f"{variable} is not set; it must hold the API key to call the real upstreams with")
 
     async def aim(self, resources: Iterable[AnyResource]) -> tuple[AnyResource, ...]:
-        """Return the resources as they are."""
-        return tuple(resources)
+        """Return the resources as they are, but for a key where none is named."""
+        return tuple(_with_key(each) if isinstance(each, Upstream) else each for each in resources)
 
     def keys(self, snapshot: Snapshot) -> dict[str, bytes]:
         """Return the one key under each credential's name."""
