@@ -14,7 +14,7 @@ import msgspec
 from sluice_core.api.base import KeySource, LabelSelector, Value
 from sluice_core.api.canarysplit import OnMissingKey
 from sluice_core.api.modelroute import Authorization, CallLimits, OnClientDisconnect, RuleMatch
-from sluice_core.api.quotaallocation import Budget, Mode, PerUser, Priority, Queue, Store
+from sluice_core.api.quotaallocation import Budget, Mode, PerUser, Priority, Queue, StoreType
 from sluice_core.api.upstream import Breaker, ExtraHeader, Limits, ModelLimits, Price, Retry, Timeouts
 
 FORMAT = 1
@@ -61,12 +61,30 @@ class AllocationPolicy(Value, frozen=True, kw_only=True):
     model_safe: tuple[ModelLimits, ...] = ()
 
 
+class StorePolicy(Value, frozen=True, kw_only=True):
+    """Where capacity is counted. `name` is the account's in a store that several clusters share.
+
+    `password_file` is relative to the directory where credentials are mounted.
+    """
+
+    type: StoreType = StoreType.LEASES
+    url: str = ""
+    name: str = ""
+    password_file: str | None = None
+    ca_bundle: str | None = None
+
+
 class QuotaPolicy(Value, frozen=True, kw_only=True):
-    """How one upstream is shared; the first allocation that selects a pod applies to it."""
+    """How one upstream is shared; the first allocation that selects a pod applies to it.
+
+    `safe_reserve` is what is kept of every limit for pods without a lease, in hundred-thousandths; the leader works it
+    out itself, so it is 0 unless another store has to be told.
+    """
 
     key: str
     upstream: str
-    store: Store = Store()
+    store: StorePolicy = StorePolicy()
+    safe_reserve: int = 0
     budget: Budget | None = None
     allocations: tuple[AllocationPolicy, ...]
 

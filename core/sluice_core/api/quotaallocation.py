@@ -22,6 +22,7 @@ from sluice_core.api.base import (
     keyed_by,
     rules,
 )
+from sluice_core.api.upstream import TLS
 
 
 class Mode(StrEnum):
@@ -60,13 +61,43 @@ class Store(Value, frozen=True, kw_only=True):
             Meta(
                 min_length=8,
                 max_length=512,
-                pattern=r"^rediss?://[^\s@]+$",
-                description="Address of the Redis or Valkey server, without a password.",
+                pattern=r"^rediss?://[^\s@?#]+$",
+                description="Address of the Redis or Valkey server, without a password: redis[s]://host:port/database.",
             ),
         ]
         | None
     ) = None
     secret_ref: Annotated[SecretKeyRef | None, Meta(description="Password of the Redis server.")] = None
+    name: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=253,
+                pattern=r"^[-._/a-zA-Z0-9]+$",
+                description=(
+                    "Name of the account in the store, the same in all clusters that share it; "
+                    "by default namespace/name of this resource."
+                ),
+            ),
+        ]
+        | None
+    ) = None
+    clusters: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=64,
+                description=(
+                    "How many clusters share the account, 1 by default; "
+                    "what pods may use while the store is away is divided by it."
+                ),
+            ),
+        ]
+        | None
+    ) = None
+    tls: Annotated[TLS | None, Meta(description="How the server's certificate is checked.")] = None
 
 
 STORE_RULES = rules(
@@ -75,6 +106,10 @@ STORE_RULES = rules(
     (
         "self.type == 'Redis' || !has(self.secretRef)",
         "store.secretRef is only used when store.type is Redis; remove it",
+    ),
+    (
+        "self.type == 'Redis' || !(has(self.name) || has(self.clusters) || has(self.tls))",
+        "store.name, store.clusters and store.tls are only used when store.type is Redis; remove them",
     ),
 )
 

@@ -177,7 +177,7 @@ RETRY_RULES = rules(
 
 
 class TLS(Value, frozen=True, kw_only=True):
-    """How the upstream's certificate is checked."""
+    """How a server's certificate is checked."""
 
     ca_bundle: Annotated[
         str,

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from sluice_core.api.base import UpstreamRef
-from sluice_core.api.quotaallocation import Allocation, Budget, QuotaAllocation, QuotaAllocationSpec
+from sluice_core.api.quotaallocation import Allocation, Budget, QuotaAllocation, QuotaAllocationSpec, StoreType
 from sluice_core.compile.selectors import implies
 from sluice_core.compile.tiers import has_any_limit
-from sluice_core.compile.upstreams import NamespaceLabels, UpstreamIndex, namespace_labels
+from sluice_core.compile.upstreams import NamespaceLabels, UpstreamIndex, namespace_labels, store_password_file
 from sluice_core.limits.accounts import UNALLOCATED
-from sluice_core.limits.safe import safe_limits, safe_model_limits
+from sluice_core.limits.safe import reserved_share, safe_limits, safe_model_limits
 from sluice_core.problems import Reason, Report, ResourceId
-from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
+from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, StorePolicy, UpstreamPolicy
 
 PodsByNamespace = Mapping[str, Sequence[Mapping[str, str]]]
 """The labels of the injected pods, by namespace."""
@@ -60,14 +60,17 @@ class Quota:
 
     def policy(self, counts: Mapping[str, int]) -> QuotaPolicy:
         """Return the whole of the quota, for whoever shares it out; `counts` are the pods of each allocation."""
+        every = (*self.named, self._unallocated())
+        in_redis = self._spec.store.type is StoreType.REDIS
+        clusters = self._spec.store.clusters or 1  # each has pods of its own, and is cut off on its own
         return QuotaPolicy(
             key=self.key,
             upstream=self._upstream.key,
-            store=self._spec.store,
+            store=_store(self.key, self._spec),
+            safe_reserve=reserved_share(each.share_percent for each in every) if in_redis else 0,
             budget=self._spec.budget,
             allocations=tuple(
-                self._allocation(each, rounded_up(counts.get(each.name, 0)))
-                for each in (*self.named, self._unallocated())
+                self._allocation(each, max(1, rounded_up(counts.get(each.name, 0))) * clusters) for each in every
             ),
         )
 
@@ -95,6 +98,20 @@ class Quota:
             safe=safe_limits(self._upstream.limits, allocation.share_percent, pods),
             model_safe=safe_model_limits(self._upstream.model_limits, allocation.share_percent, pods),
         )
+
+
+def _store(key: str, spec: QuotaAllocationSpec) -> StorePolicy:
+    store = spec.store
+    if store.type is StoreType.LEASES:
+        return StorePolicy()
+    namespace, _, name = key.partition("/")
+    return StorePolicy(
+        type=store.type,
+        url=store.url or "",
+        name=store.name or key,
+        password_file=store_password_file(namespace, name) if store.secret_ref is not None else None,
+        ca_bundle=store.tls.ca_bundle if store.tls is not None else None,
+    )
 
 
 def without_alert_urls(quota: QuotaPolicy) -> QuotaPolicy:

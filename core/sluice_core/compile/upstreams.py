@@ -27,6 +27,11 @@ def credential_file(namespace: str, upstream: str, credential: str) -> str:
     return f"{namespace}.{upstream}.{credential}"
 
 
+def store_password_file(namespace: str, quota: str) -> str:
+    """Return the file that holds the password of a quota's store. No credential's name begins with an underscore."""
+    return f"{namespace}.{quota}._store"
+
+
 def compile_upstream(upstream: Upstream, report: Report) -> UpstreamPolicy:
     """Return an upstream's policy: presets resolved, keys named by file. An upstream is never dropped."""
     spec, metadata = upstream.spec, upstream.metadata
