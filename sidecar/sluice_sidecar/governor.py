@@ -35,6 +35,7 @@ from sluice_sidecar.pacing import Pacing
 from sluice_sidecar.report import build_report, readings
 from sluice_sidecar.settings import Settings, WhenUnconfigured
 from sluice_sidecar.steering import Candidate
+from sluice_sidecar.store.stores import Stores
 from sluice_sidecar.sync import SyncChannel
 from sluice_sidecar.telemetry.metrics import Metrics, StateCollector
 from sluice_sidecar.telemetry.records import RecordWriter
@@ -101,6 +102,7 @@ class Governor:
         self.stopping = False
         self.reloads = 0
         self.sync: SyncChannel | None = None
+        self.stores = Stores(self)
         self.instance = os.urandom(8).hex()
         self.records = records
         self._view: View | None = None
@@ -161,6 +163,7 @@ class Governor:
         self._retired += [each for key, each in before.items() if self.upstreams.get(key) is not each]
         self.breakers.configure({key: each.breaker for key, each in policy.upstreams.items()})
         self.gate.configure(policy)
+        self.stores.configure(policy)
         self.metrics.know_models(_models_named(policy))
         self._forget_counters(policy)
         self._view = View(policy=policy, router=Router(policy))
@@ -272,6 +275,7 @@ class Governor:
     def _somebody_waits(self) -> None:
         if self.sync is not None:
             self.sync.hurry()
+        self.stores.hurry()
 
     # --- what is shown
 
@@ -283,6 +287,7 @@ class Governor:
 
     async def close(self) -> None:
         """Send the last report and close every connection."""
+        await self.stores.close()
         if self.sync is not None:
             await self.sync.last_report()
         self.gate.close()

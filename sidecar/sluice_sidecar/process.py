@@ -53,7 +53,7 @@ async def serve(settings: Settings) -> None:
         admin = web.TCPSite(runner, settings.admin.host, settings.admin.port)
         await admin.start()
         _write_ports(settings, listener, runner)
-        background = [asyncio.create_task(_watch(governor))]
+        background = [asyncio.create_task(_watch(governor)), asyncio.create_task(governor.stores.run())]
         if settings.sync_url is not None:
             governor.sync = _channel(settings, governor)
             background.append(asyncio.create_task(governor.sync.run()))
