@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sluice_core.api.quotaallocation import Budget, OnExhausted, Priority
+from sluice_core.api.quotaallocation import Priority
 from sluice_core.errors import RefusalCode, refuse
 from sluice_core.limits.admission import Account
 from sluice_core.limits.decisions import Ask, Refused
@@ -10,7 +10,6 @@ from sluice_core.limits.estimate import Estimate
 from sluice_core.split import user_key
 from sluice_sidecar.call import Call, user_hash
 from sluice_sidecar.errors import RefusedError
-from sluice_sidecar.gate import Gate
 from sluice_sidecar.refusals import limited
 from sluice_sidecar.upstream import Upstream
 
@@ -72,9 +71,3 @@ def refusal_of(refused: Refused, call: Call, account: Account) -> RefusedError:
     policy = f"{quota}/{account.allocation_name}"
     call.refused_by = f"{policy}/{refused.obstacle.dimension.value}"
     return RefusedError(limited(refused, policy, call.clock()))
-
-
-def degradation(gate: Gate, upstream: str, now: float) -> Budget | None:
-    """Return the spent budget under which calls to this upstream are to be made cheaper, if there is one."""
-    found = gate.admission.exhausted_budget(upstream, now)
-    return found[0] if found is not None and found[0].on_exhausted is OnExhausted.DEGRADE else None

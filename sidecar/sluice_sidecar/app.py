@@ -261,7 +261,8 @@ def _own_fields(call: Call) -> list[Field]:
     if call.queue_seconds:
         fields.append(("x-sluice-queue-ms", str(round(call.queue_seconds * 1000))))
     if call.degraded:
-        fields.append(("x-sluice-decision", "degraded; budget"))
+        quota = call.quota.key if call.quota is not None else ""
+        fields.append(("x-sluice-decision", f'degraded; code=budget_exceeded; policy="{quota}"'))
     if call.shrunk is not None:
         fields.append(("x-sluice-decision", "input_shrunk; code=context_length_exceeded"))
     return fields

@@ -30,7 +30,6 @@ from sluice_core.retry import (
 from sluice_sidecar.admit import (
     ask_for,
     check_input,
-    degradation,
     name_account,
     priority_of,
     refusal_of,
@@ -47,6 +46,7 @@ from sluice_sidecar.journey import Journey, next_fallback
 from sluice_sidecar.order import order_for
 from sluice_sidecar.refusals import circuit_open, no_credential
 from sluice_sidecar.relay import TOO_LATE
+from sluice_sidecar.spent import affordable, degradation
 from sluice_sidecar.static_answer import static_answer
 from sluice_sidecar.steering import Candidate
 from sluice_sidecar.upstream import NO_KEY, Key, Upstream
@@ -88,6 +88,7 @@ class Guard:
         Raises:
             RefusedError: there is none, and the upstream said nothing that could be passed on.
         """
+        candidates = affordable(call, self._gate.admission, candidates)
         journey = Journey(call)
         for position, candidate in enumerate(candidates):
             journey.next_fallback = next_fallback(candidates, position)
@@ -111,6 +112,7 @@ class Guard:
         upstream = self._governor.upstreams.get(candidate.upstream)
         if upstream is None:
             raise _gone()
+        affordable(call, self._gate.admission, [candidate])
         return await self._admit(call, self._plan(call, candidate, upstream, first=True), set())
 
     async def _try(self, journey: Journey, candidate: Candidate) -> Granted | None:
@@ -171,11 +173,10 @@ class Guard:
         name_account(call, account)
         limit = call.rule.limits.max_output_tokens if call.rule is not None else None
         model = candidate.model or call.facts.model
-        budget = degradation(self._gate, upstream.policy.key, call.clock())
-        if budget is not None and budget.degrade_to is not None:
+        if (cheaper := degradation(call, self._gate.admission, upstream.policy.key)) is not None:
             call.degraded = True
-            model = budget.degrade_to.model or model
-            limit = _smaller(limit, budget.degrade_to.max_output_tokens)
+            model = cheaper.model or model
+            limit = _smaller(limit, cheaper.max_output_tokens)
         estimate = self._estimator.estimate(call.facts, model, _smaller(limit, call.facts.max_output_tokens))
         if first:
             check_input(call, estimate)

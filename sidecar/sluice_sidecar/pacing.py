@@ -11,6 +11,9 @@ from sluice_sidecar.headers import Field
 LOOK_SECONDS = 2.0
 """How often the rate-limit fields of answers are read: they change slowly, and calls are many."""
 
+FRESH_SECONDS = 120.0
+"""How long an upstream's word counts: an older one may contradict what other pods have heard since."""
+
 MAX_PACED = 256
 
 _Place = tuple[str, str]
@@ -73,6 +76,11 @@ class Pacing:
             self._admission.pace(place[0], place[1] or None, pace)
         return pace
 
-    def observations(self) -> tuple[LimitObservation, ...]:
-        """Return what the upstreams said last."""
-        return tuple(self._observed.values())
+    def observations(self, now: float) -> tuple[LimitObservation, ...]:
+        """Return what the upstreams said lately."""
+        fresh = {place for place, at in self._looked_at.items() if now - at < FRESH_SECONDS}
+        return tuple(each for (upstream, model, _), each in self._observed.items() if (upstream, model) in fresh)
+
+    def paces(self, now: float) -> tuple[tuple[_Place, float], ...]:
+        """Return the part of their limits that calls use while an upstream throttles, by upstream and model."""
+        return tuple((place, pacer.pace(now)) for place, pacer in self._pacers.items())

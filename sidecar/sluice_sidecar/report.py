@@ -31,7 +31,7 @@ def build_report(governor: Governor, sequence: int, *, stopping: bool) -> SyncRe
         demands=governor.admission.demands(now)[:1024],
         counts=_counts(governor)[:MAX_COUNTS],
         spends=governor.spends.export()[:1024],
-        observations=governor.pacing.observations()[:256],
+        observations=governor.pacing.observations(now)[:256],
         gauges=_gauges(governor, now)[:256],
         breakers=_breakers(governor),
         stopping=stopping,
@@ -129,6 +129,12 @@ def readings(governor: Governor) -> Iterable[Reading]:
             ("quota", "allocation"),
             [(label, float(value)) for label, value in zip(names, values, strict=True)],
         )
+    paces: dict[tuple[str, ...], float] = {}
+    for (upstream, model), pace in governor.pacing.paces(now):
+        paced = (upstream, model if not model or model in known else "other")
+        paces[paced] = min(pace, paces.get(paced, 1.0))
+    text = "Part of the limit that is used while the upstream throttles; absent at full pace."
+    yield "sluice_pace", text, ("upstream", "model"), list(paces.items())
     yield "sluice_in_flight", "Calls in flight.", (), [((), float(governor.in_flight))]
     yield "sluice_policy_info", "The policy in force.", ("revision",), [((governor.revision,), 1.0)]
     yield "sluice_policy_good", "Whether the newest policy was accepted.", (), [((), float(not governor.source.error))]

@@ -1,0 +1,69 @@
+"""What becomes of calls while a budget is spent that says Degrade: a cheaper model, a shorter output, or a refusal.
+
+What a call becomes is written in the budget's `degradeTo`; without it, it is the first fallback of the call's rule that
+has another model, then a fixed answer. Only chats and responses can be made cheaper. A call that would cost money and
+cannot be made cheaper is refused, for a spent budget that goes on being spent would be none. Calls that generate
+nothing go on, and in Shadow mode all do.
+"""
+
+from __future__ import annotations
+
+from sluice_core.api.modelroute import Endpoint
+from sluice_core.api.quotaallocation import Budget, Degraded, Mode, OnExhausted
+from sluice_core.limits.admission import Admission
+from sluice_core.limits.decisions import Ask, Obstacle, Refused
+from sluice_core.limits.keys import Dimension, Layer
+from sluice_sidecar.admit import name_account, refusal_of
+from sluice_sidecar.call import Call
+from sluice_sidecar.steering import Candidate
+
+_CAN_BE_CHEAPER = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.RESPONSES})
+
+
+def degradation(call: Call, admission: Admission, upstream: str) -> Degraded | None:
+    """Return what a call to this upstream becomes, None if it stays as it is."""
+    found = _spent(call, admission, upstream)
+    return found[0].degrade_to if found is not None and call.endpoint in _CAN_BE_CHEAPER else None
+
+
+def affordable(call: Call, admission: Admission, candidates: list[Candidate]) -> list[Candidate]:
+    """Return what of the candidates may be tried: all of them, unless the budget of the first is spent.
+
+    Raises:
+        RefusedError: the call cannot be made cheaper.
+    """
+    first = candidates[0]
+    found = _spent(call, admission, first.upstream)
+    if found is None:
+        return candidates
+    budget, until = found
+    if call.endpoint in _CAN_BE_CHEAPER:
+        if budget.degrade_to is not None:
+            return candidates
+        cheaper = _cheaper(candidates, first.model or call.facts.model)
+        if cheaper:
+            call.degraded = True
+            return cheaper
+    account = admission.account(first.upstream)
+    name_account(call, account)
+    call.upstream, call.model = first.upstream, first.model or call.facts.model
+    admission.deny(first.upstream, Ask(model=call.model), call.clock())
+    obstacle = Obstacle(name=f"{account.key}/budget", layer=Layer.BUDGET, dimension=Dimension.MONEY_DAY)
+    raise refusal_of(Refused(reason="budget_exhausted", obstacle=obstacle, retry_at=until), call, account)
+
+
+def _spent(call: Call, admission: Admission, upstream: str) -> tuple[Budget, float] | None:
+    """Return the spent budget of calls to this upstream if it says Degrade, and until when it is spent."""
+    if not call.generating or not admission.knows(upstream):
+        return None
+    found = admission.exhausted_budget(upstream, call.clock())
+    if found is None or found[0].on_exhausted is not OnExhausted.DEGRADE:
+        return None
+    return None if admission.account(upstream).mode is Mode.SHADOW else found
+
+
+def _cheaper(candidates: list[Candidate], model: str | None) -> list[Candidate]:
+    for position, candidate in enumerate(candidates):
+        if candidate.model is not None and candidate.model != model:
+            return candidates[position:]
+    return [candidate for candidate in candidates if candidate.static_message is not None]
