@@ -1,12 +1,8 @@
-"""Local mode for the pages whose commands and programs are run as they stand."""
+"""What reads the documentation and does what it says."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,80 +10,12 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # test folders are no packages
 
-from docs_pages import ROOT, Block
-
-_SHELL = """
-set -eu -o pipefail
-sluice() {{
-    case "$1" in
-    dev | demo | mock-openai) ;;
-    *) "{python}" -m sluice_cli.main "${{@/#--dev/--dev={control}}}" ;;
-    esac
-}}
-kubectl() {{ :; }}; helm() {{ :; }}; make() {{ :; }}; python() {{ :; }}; pytest() {{ :; }}; sleep() {{ :; }}
-"""
-
-
-class Session:
-    """A running `sluice dev` over the quick start, for one workload."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "sluice_cli.main", "dev", "-f", "examples/quickstart"),
-                *("--pod", "app=chat", "--port", "0", "--control-port", "0", "--plain"),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        assert self._process.stdout is not None
-        intro = ""
-        while "control " not in intro:
-            line = self._process.stdout.readline()
-            assert line, "local mode ended"
-            intro += line
-        self.base_url = _found(r"OPENAI_BASE_URL=(\S+)", intro)
-        self.mock = _found(r"mock of default/openai\s+(\S+)", intro)
-        self.control = _found(r"control\s+(\S+)", intro)
-        self._reader = threading.Thread(target=self._process.stdout.read)
-        self._reader.start()
-
-    def close(self) -> None:
-        """Stop it as Ctrl-C would."""
-        self._process.terminate()
-        assert self._process.wait(20) == 0
-        self._reader.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def run(self, block: Block) -> subprocess.CompletedProcess[str]:
-        """Run a block of shell or Python as a reader would, with the addresses of this session."""
-        environment = os.environ | {
-            "OPENAI_BASE_URL": self.base_url,
-            "OPENAI_API_KEY": "sk-placeholder",
-            "MOCK": self.mock,
-        }
-        text = block.text.replace("http://127.0.0.1:4141/v1", self.base_url)
-        if block.language == "python":
-            command = [sys.executable, "-c", text]
-        else:
-            shell = _SHELL.format(python=sys.executable, control=self.control)
-            command = ["bash", "-c", shell + text]
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=False
-        )
+from docs_reader import Reader
 
 
 @pytest.fixture
-def session() -> Iterator[Session]:
-    """Run local mode for one page."""
-    running = Session()
-    yield running
-    running.close()
-
-
-def _found(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    assert found, text
-    return found[1]
+def reader() -> Iterator[Reader]:
+    """Follow one page."""
+    following = Reader()
+    yield following
+    following.close()

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from docs_commands import commands, mistakes
 from docs_pages import ROOT, Block, Page, pages
+from docs_reader import Reader
 
 from sluice_cli.main import VERBS
 from sluice_cli.manifest_files import read
@@ -73,12 +74,11 @@ def test_commands_exist(page: Page) -> None:
 
 
 @pytest.mark.parametrize("page", LIVE_PAGES, ids=[page.name for page in LIVE_PAGES])
-def test_programs_run(page: Page, request: pytest.FixtureRequest) -> None:
+def test_programs_run(page: Page, reader: Reader) -> None:
     """The page's programs and commands work one after the other in local mode."""
-    session = request.getfixturevalue("session")
     for block in page.blocks:
         if _is_live(block):
-            done = session.run(block)
+            done = reader.run(block)
             assert done.returncode == 0, f"{page.name}:{block.line}: {done.stdout}{done.stderr}"
 
 
