@@ -17,7 +17,7 @@ from sluice_core.request import endpoint_of, generates
 from sluice_sidecar import feedback
 from sluice_sidecar.attempt import Opaque, Stream, Whole
 from sluice_sidecar.call import Call
-from sluice_sidecar.downstream import BodyTooLargeError, ClientGoneError, Downstream, SlowBodyError
+from sluice_sidecar.downstream import BodyTooLargeError, BrokenBodyError, ClientGoneError, Downstream
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.governor import Governor
 from sluice_sidecar.guard import Granted, Guard, Static
@@ -225,7 +225,7 @@ class Proxy:
             given = feedback.parse(await downstream.read_body(feedback.MAX_BODY_BYTES))
         except BodyTooLargeError:
             await _answer(downstream, refuse(RefusalCode.BODY_TOO_LARGE, "The feedback is too large."))
-        except (feedback.FeedbackError, SlowBodyError) as error:
+        except (feedback.FeedbackError, BrokenBodyError) as error:
             await _answer(downstream, refuse(RefusalCode.INVALID_REQUEST, f"{error}."))
         else:
             counted = self._governor.memory.score(given)

@@ -61,6 +61,7 @@ class Call:
         "id",
         "method",
         "model",
+        "opaque_body",
         "outcome",
         "policy",
         "queue_seconds",
@@ -115,6 +116,7 @@ class Call:
         self.shrunk: bytes | None = None
         self.body_stream: AsyncIterator[bytes] | None = None
         self.body_length: int | None = None
+        self.opaque_body = False
         self.request_bytes = 0
         self.started = clock()
         self.unix_time = 0.0

@@ -20,8 +20,8 @@ class BodyTooLargeError(Exception):
     """The application sends more than is read into memory."""
 
 
-class SlowBodyError(Exception):
-    """The application stopped in the middle of its body."""
+class BrokenBodyError(Exception):
+    """The application stopped in the middle of its body, or framed it wrongly."""
 
 
 class ClientGoneError(Exception):
@@ -66,7 +66,7 @@ class Downstream:
 
         Raises:
             BodyTooLargeError: it is larger than `limit`; at most that much has been read.
-            SlowBodyError: nothing came for a while.
+            BrokenBodyError: nothing came for a while.
         """
         request = self._request
         if (request.content_length or 0) > limit:
@@ -94,15 +94,22 @@ class Downstream:
         try:
             async with asyncio.timeout(BODY_IDLE_SECONDS):
                 return await content.readany()
-        except TimeoutError:
-            raise SlowBodyError from None
+        except (TimeoutError, web.RequestPayloadError):
+            raise BrokenBodyError from None
 
     async def iterate_body(self) -> AsyncIterator[bytes]:
-        """Yield the body as it comes. The application is read no faster than the upstream takes it."""
+        """Yield the body as it comes. The application is read no faster than the upstream takes it.
+
+        Raises:
+            ClientGoneError: it does not come to its end.
+        """
         await self.continue_body()
-        while not self._request.content.at_eof():
-            if part := await self._read_some():
-                yield part
+        try:
+            while not self._request.content.at_eof():
+                if part := await self._read_some():
+                    yield part
+        except (BrokenBodyError, ConnectionError):
+            raise ClientGoneError from None
 
     async def continue_body(self) -> None:
         """Ask for the body if the application waits to be asked."""

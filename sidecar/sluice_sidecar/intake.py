@@ -11,7 +11,7 @@ from sluice_core.errors import BadRequestError, RefusalCode, refuse
 from sluice_core.records import Outcome
 from sluice_core.request import peek
 from sluice_sidecar.call import Call
-from sluice_sidecar.downstream import MAX_BODY_BYTES, BodyTooLargeError, SlowBodyError
+from sluice_sidecar.downstream import MAX_BODY_BYTES, BodyTooLargeError, BrokenBodyError
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.telemetry.trace import traceparent
 
@@ -28,7 +28,7 @@ async def read(call: Call, request: web.BaseRequest) -> None:
     if not request.body_exists:
         return
     kind = call.fields.first.get("content-type", "").partition(";")[0].strip().lower()
-    looked_into = call.generating and kind in ("application/json", "")
+    looked_into = call.generating and not kind.startswith("multipart/")  # whatever it claims to be: some servers guess
     length = request.content_length
     if not looked_into and (length is None or length > _SMALL_BODY_BYTES):
         call.body_stream, call.body_length = call.downstream.iterate_body(), length
@@ -43,7 +43,9 @@ async def read(call: Call, request: web.BaseRequest) -> None:
     try:
         call.facts = peek(call.endpoint, call.body)
     except BadRequestError as error:
-        raise RefusedError(error.refusal(), Outcome.CLIENT_ERROR) from None
+        if kind in ("application/json", ""):
+            raise RefusedError(error.refusal(), Outcome.CLIENT_ERROR) from None
+        call.opaque_body = True
 
 
 async def _whole_body(call: Call) -> bytes:
@@ -53,7 +55,7 @@ async def _whole_body(call: Call) -> bytes:
         limit = f"{MAX_BODY_BYTES // (1024 * 1024)} MiB"
         refusal = refuse(RefusalCode.BODY_TOO_LARGE, f"The request body is larger than {limit}.")
         raise RefusedError(refusal, Outcome.CLIENT_ERROR) from None
-    except SlowBodyError:
+    except BrokenBodyError:
         raise _bad_request("The request body stopped arriving.") from None
 
 

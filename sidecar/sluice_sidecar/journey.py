@@ -30,7 +30,7 @@ class Journey:
     def can_shrink(self) -> bool:
         """Tell whether the input can be made smaller: once, and only if there is something to leave out."""
         call = self.call
-        if call.shrunk is None and call.body is not None and call.generating:
+        if call.shrunk is None and call.body is not None and call.generating and not call.opaque_body:
             self._smaller = shrink(call.endpoint, call.body)
         return self._smaller is not None
 

@@ -34,7 +34,7 @@ def order_for(
         max_output_tokens=max_output_tokens,
     )
     body = call.body if call.shrunk is None else call.shrunk
-    if call.generating and body is not None:
+    if call.generating and body is not None and not call.opaque_body:
         try:
             body = rewrite(call.endpoint, body, facts, edits)
         except BadRequestError as error:

@@ -257,3 +257,33 @@ def test_no_redirect_is_followed_with_a_key(start: Any, mock: Any, policies: Any
     loop_thread.run(runner.cleanup())
     assert answer.startswith(b"HTTP/1.1 307")
     assert asked == ["/v1/files/f/content"]
+
+
+def test_a_wrong_content_type_is_no_way_around_a_rule(start: Any, mock: Any, policies: Any) -> None:
+    """A JSON body is looked into whatever it claims to be."""
+    from sluice_core.api.modelroute import RuleMatch
+    from sluice_core.snapshot import TargetPolicy
+
+    cheap = policies.rule(
+        name="cheap",
+        match=(RuleMatch(models=("gpt-4.1",)),),
+        targets=(TargetPolicy(name="main", upstream="team/openai", model="gpt-4.1-nano"),),
+    )
+    sidecar = start(policies.snapshot(policies.upstream(mock.base_url), rules=(cheap, policies.rule())))
+    body = b'{"model":"gpt-4.1","messages":[{"role":"user","content":"hi"}]}'
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+    exchange(sidecar.port, head.encode() + b"Content-Type: text/plain\r\n\r\n" + body)
+    assert mock.ledger.last.model_requested == "gpt-4.1-nano"
+
+
+def test_an_upload_that_is_not_finished_is_the_clients_end(plain: Any, mock: Any) -> None:
+    """The upstream is closed, and the record says who left."""
+    head = "POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    before = len(plain.stdout)
+    with socket.create_connection(("127.0.0.1", plain.port), timeout=5) as connection:
+        connection.sendall(f"{head}Content-Length: 5000000\r\n\r\n".encode() + bytes(200_000))
+        plain.wait_until(lambda: plain.status()["inFlight"] == 1)
+    plain.wait_until(lambda: plain.status()["inFlight"] == 0)
+    plain.wait_until(lambda: len(plain.stdout) > before)
+    assert json.loads(plain.stdout[-1])["outcome"] == "ClientClosed"
+    assert b"fault in a call" not in b"".join(plain.stderr)

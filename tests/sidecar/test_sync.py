@@ -52,7 +52,7 @@ class Control:
             Lease(limit=demand.limit, amount=self.amounts.get(demand.limit.split("|")[2], 0), ttl_seconds=30.0)
             for demand in report.demands
         )
-        answer = SyncResponse(sequence=report.sequence, leases=leases, exhausted=self.exhausted, interval_seconds=5.0)
+        answer = SyncResponse(sequence=report.sequence, leases=leases, exhausted=self.exhausted, interval_seconds=0.5)
         return web.Response(body=msgspec.json.encode(answer))
 
     async def _policy(self, request: web.BaseRequest) -> web.StreamResponse:
