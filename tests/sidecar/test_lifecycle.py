@@ -124,11 +124,12 @@ def test_its_labels_choose_its_routes_and_may_change(
 def test_sigterm_lets_streams_end_and_says_everything(start: Any, client: Client, mock: Any, policies: Any) -> None:
     """It is unready at once, the stream comes to its end, the record is written, and the exit status is 0."""
     sidecar = start(policies.plain(mock.base_url))
-    mock.faults.add(events=30, gap_seconds=0.03)
+    mock.faults.add(events=50, gap_seconds=0.04)
     stream = client(sidecar.base_url).chat.completions.create(model="gpt-4.1-mini", messages=MESSAGES, stream=True)
     next(iter(stream))
     sidecar.process.send_signal(signal.SIGTERM)
-    sidecar.wait_until(lambda: sidecar.admin("/readyz")[0] == 503)
+    sidecar.wait_until(lambda: any(b"draining" in line for line in sidecar.stderr))
+    assert sidecar.admin("/readyz")[0] == 503
     assert [choice.finish_reason for chunk in stream for choice in chunk.choices][-1] == "stop"
     assert sidecar.wait() == 0
     assert sidecar.records(1)[0]["outcome"] == "Success"
