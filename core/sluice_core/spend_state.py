@@ -1,4 +1,4 @@
-"""How ledgers of money are stored: compact, bounded, and the same bytes for the same state.
+"""How ledgers of money are stored: compact and bounded.
 
 A process is 8 bytes once, however many figures it has; a figure is its process' number as the difference to the one
 before, and its micro-dollars. So 10 000 pods with two budgets each, over the three days that they report, fit into the
@@ -38,7 +38,7 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True):
     alerts: dict[str, dict[str, int]]
 
 
-_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(dict[str, _Packed])
 
 
