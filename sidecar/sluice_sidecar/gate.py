@@ -25,12 +25,12 @@ class Passed(msgspec.Struct, frozen=True, kw_only=True):
 class Gate:
     """Lets attempts through to the upstreams, as the limits allow."""
 
-    def __init__(self, admission: Admission, clock: Callable[[], float], on_waiting: Callable[[], None]) -> None:
-        """`on_waiting` is called when an attempt begins to wait: whoever leases capacity should hear of it."""
+    def __init__(self, admission: Admission, clock: Callable[[], float], on_shortage: Callable[[], None]) -> None:
+        """`on_shortage` is called when an attempt finds no capacity: whoever leases it should hear of that soon."""
         self.admission = admission
         self.line = WaitingLine(admission)
         self._clock = clock
-        self._on_waiting = on_waiting
+        self._on_shortage = on_shortage
         self._next_id = 0
         self._waiting: dict[int, asyncio.Future[Passed | Refused]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -45,9 +45,12 @@ class Gate:
         match self.line.submit(waiter, self._clock()):
             case Admitted(reservation=reservation, would_refuse=would_refuse):
                 return Passed(reservation=reservation, would_refuse=would_refuse)
-            case Refused() as refused:
+            case Refused(reason=reason) as refused:
+                if reason not in ("too_large", "budget_exhausted"):
+                    self._on_shortage()
                 return refused
             case Entered():
+                self._on_shortage()
                 future: asyncio.Future[Passed | Refused] = asyncio.get_running_loop().create_future()
                 self._waiting[number] = future
                 return number
@@ -55,7 +58,6 @@ class Gate:
     async def wait(self, number: int) -> Passed | Refused:
         """Wait for one's turn. Whoever is cancelled meanwhile leaves the line at once, with nothing reserved."""
         future = self._waiting[number]
-        self._on_waiting()
         self._arm()
         try:
             return await future

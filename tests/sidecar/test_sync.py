@@ -38,6 +38,7 @@ class Control:
         self.pushed: bytes | None = None
         self.down = False
         self.wake = asyncio.Event()
+        self.interval_seconds = 0.5
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request of the channel."""
@@ -52,7 +53,9 @@ class Control:
             Lease(limit=demand.limit, amount=self.amounts.get(demand.limit.split("|")[2], 0), ttl_seconds=30.0)
             for demand in report.demands
         )
-        answer = SyncResponse(sequence=report.sequence, leases=leases, exhausted=self.exhausted, interval_seconds=0.5)
+        answer = SyncResponse(
+            sequence=report.sequence, leases=leases, exhausted=self.exhausted, interval_seconds=self.interval_seconds
+        )
         return web.Response(body=msgspec.json.encode(answer))
 
     async def _policy(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -190,3 +193,16 @@ def test_a_budget_holds_without_a_control_plane(start: Any, client: Client, mock
     chat = client(sidecar.base_url)
     assert create(chat).status_code == 200
     sidecar.wait_until(lambda: create(chat).status_code == 429)
+
+
+def test_a_refusal_asks_for_more_at_once(start: Any, client: Client, mock: Any, policies: Any, control: Any) -> None:
+    """Where calls do not wait, the first one refused brings the lease that the next one uses."""
+    control.amounts = {"requests": 5}
+    control.interval_seconds = 30.0
+    sidecar = start(governed(policies, mock, Limits(requests_per_minute=100)), SLUICE_SYNC_URL=control.url)
+    sidecar.wait_until(lambda: bool(control.reports))
+    chat = client(sidecar.base_url)
+    control.amounts = {"requests": 50}
+    statuses = [create(chat).status_code for _ in range(8)]
+    assert 429 in statuses
+    sidecar.wait_until(lambda: create(chat).status_code == 200)
