@@ -18,7 +18,7 @@ sluice() {{
     *) "{python}" -m sluice_cli.main "${{@/#--dev/--dev={control}}}" ;;
     esac
 }}
-kubectl() {{ :; }}; helm() {{ :; }}; make() {{ :; }}; python() {{ :; }}; pytest() {{ :; }}; sleep() {{ :; }}
+kubectl() {{ :; }}; helm() {{ :; }}; make() {{ :; }}; python() {{ :; }}; pytest() {{ :; }};
 """
 
 
