@@ -194,6 +194,8 @@ def answer_of(endpoint: Endpoint, fields: AnswerBody) -> Answer:
 
 def _finish_reason(fields: AnswerBody) -> str | None:
     if fields.choices:
+        if len(fields.choices) == 1:
+            return fields.choices[0].finish_reason or None
         return most_telling(choice.finish_reason for choice in fields.choices)
     if fields.incomplete_details is not None:
         return fields.incomplete_details.reason or "incomplete"

@@ -26,6 +26,7 @@ _LEAST_BASELINE_HOURS: Final = 6
 _LEAST_ANOMALY_USD_MICROS: Final = 1_000_000
 _DAYS_REPORTED: Final = 3
 _DAYS_KEPT: Final = 62
+_MAX_ZONES: Final = 64
 _MAX_MARKS: Final = 200_000
 
 
@@ -76,19 +77,28 @@ def _midnight(day: date, zone: ZoneInfo) -> float:
 class SpendCounter:
     """What one sidecar process has settled, by budget and day. The sidecar's half of the ledger."""
 
-    __slots__ = ("_spent",)
+    __slots__ = ("_days", "_spent")
 
     def __init__(self) -> None:
         self._spent: dict[str, dict[str, int]] = {}
+        self._days: dict[str, CalendarWindow] = {}  # by time zone; worked out anew when it is over
 
     def charge(self, budgets: Mapping[str, Budget], cost_usd_micros: int, unix_now: float) -> None:
         """Charge the cost of one call to its budgets, as `limits.admission.budgets_of` names them."""
         for name, budget in budgets.items():
-            day = day_of(unix_now, budget.time_zone).name
+            day = self._day(unix_now, budget.time_zone)
             days = self._spent.setdefault(name, {})
             days[day] = days.get(day, 0) + cost_usd_micros
             while len(days) > _DAYS_REPORTED:
                 del days[min(days)]
+
+    def _day(self, unix_now: float, time_zone: str) -> str:
+        day = self._days.get(time_zone)
+        if day is None or not day.starts_at <= unix_now < day.ends_at:
+            if len(self._days) >= _MAX_ZONES:
+                self._days.clear()
+            day = self._days[time_zone] = day_of(unix_now, time_zone)
+        return day.name
 
     def export(self) -> tuple[Spend, ...]:
         """Return the cumulative figures for a report."""

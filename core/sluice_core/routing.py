@@ -66,7 +66,7 @@ class _Match:
             return False
         if (self._models or self._prefixes) and not self._names(facts.model):
             return False
-        return all(headers.get(name) == value for name, value in self._headers)
+        return not self._headers or all(headers.get(name) == value for name, value in self._headers)
 
     def _names(self, model: str | None) -> bool:
         return model is not None and (model in self._models or model.startswith(self._prefixes))
@@ -89,6 +89,8 @@ class _Rule:
             self._bounds.append(total)
 
     def matches(self, facts: RequestFacts, headers: Mapping[str, str]) -> bool:
+        if len(self._matches) == 1:
+            return self._matches[0].holds(facts, headers)
         return not self._matches or any(match.holds(facts, headers) for match in self._matches)
 
     def choose(self, model: str | None, draw: float) -> Route | NoRoute:

@@ -126,6 +126,11 @@ class RateMeter(Meter):
     def used(self, now: float) -> int:
         return self.window.expire(now)
 
+    def fits(self, amount: int, now: float) -> bool:
+        # As in general, without the steps between: a call asks nine of these.
+        allowance = self.allowance
+        return not allowance.ceiling or self.window.expire(now) + amount <= allowance.amount(now)
+
     def take(self, amount: int, now: float) -> int:
         return self.window.take(amount, now)
 

@@ -16,7 +16,7 @@ class SlidingWindow:
     Memory and the cost of a step are bounded by the number of slots; an idle window is empty.
     """
 
-    __slots__ = ("_amounts", "_newest", "slot_seconds", "slots", "used", "window_seconds")
+    __slots__ = ("_amounts", "_newest", "_newest_ends", "slot_seconds", "slots", "used", "window_seconds")
 
     def __init__(self, window_seconds: float, slot_seconds: float) -> None:
         self.window_seconds = window_seconds
@@ -26,12 +26,16 @@ class SlidingWindow:
         self.slots = math.ceil(window_seconds / slot_seconds)
         self._amounts: dict[int, int] = {}  # by slot; grows at its end, shrinks at its beginning
         self._newest = -(2**62)
+        self._newest_ends = -math.inf
 
     def expire(self, now: float) -> int:
         """Drop what is older than the window; return what is used within it."""
+        if now < self._newest_ends:  # most calls come within the slot of the one before
+            return self.used
         slot = int(now // self.slot_seconds)
         if slot > self._newest:
             self._newest = slot
+            self._newest_ends = (slot + 1) * self.slot_seconds
             amounts, oldest = self._amounts, slot - self.slots
             while amounts:
                 first = next(iter(amounts))
