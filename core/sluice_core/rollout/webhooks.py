@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from sluice_core.api.canarysplit import MetricMode, WebhookAnalysis
-from sluice_core.api.canarysplit_status import ArmFigures, WebhookStatus
+from sluice_core.api.canarysplit_status import ArmFigures, Phase, WebhookStatus
 from sluice_core.rollout.draft import Draft
 from sluice_core.rollout.observation import Answer, Question, WebhookAnswer
 from sluice_core.rollout.times import rfc3339, unix_seconds
@@ -17,19 +17,22 @@ def take_answers(draft: Draft, answers: tuple[WebhookAnswer, ...]) -> None:
     """Note the answers about the present revision and step; others are late and mean nothing."""
     status = draft.status
     fitting = {
-        answer.name: answer
-        for answer in answers
-        if (answer.revision, answer.step) == (status.revision, status.step_number)
+        answer.name: answer for answer in answers if (answer.revision, answer.step) == (status.revision, _stage(draft))
     }
     known = {webhook.name: webhook for webhook in status.webhooks}
     webhooks: list[WebhookStatus] = []
     for rule in draft.rules.webhooks:
-        webhook = known.get(rule.name) or WebhookStatus(name=rule.name, step=status.step_number)
+        webhook = known.get(rule.name) or WebhookStatus(name=rule.name, step=_stage(draft))
         answer = fitting.get(rule.name)
         if answer is not None:
             webhook = msgspec.structs.replace(webhook, answer=answer.answer.value, message=answer.message[:256])
         webhooks.append(webhook)
     draft.change(webhooks=tuple(webhooks))
+
+
+def _stage(draft: Draft) -> int:
+    """Return what an answer is about: the number of the step; the watch is one more, so that it is asked about anew."""
+    return draft.status.step_number + (draft.status.phase is Phase.WATCHING)
 
 
 def objection(draft: Draft) -> str:
@@ -73,20 +76,23 @@ def _question(draft: Draft, rule: WebhookAnalysis) -> Question:
         timeout_seconds=rule.timeout_seconds,
         secret_ref=rule.secret_ref,
         revision=status.revision,
-        step=status.step_number,
+        step=_stage(draft),
         payload={
             "namespace": draft.split.metadata.namespace,
             "name": draft.split.metadata.name,
             "webhook": rule.name,
             "revision": status.revision,
             "phase": status.phase.value if status.phase else "",
-            "step": status.step_number,
+            "step": _stage(draft),
             "weight": status.weight,
-            "stable": msgspec.to_builtins(status.stable or ArmFigures()),
-            "candidate": _candidate(draft, status.candidate or ArmFigures()),
+            "stable": _whole(status.stable or ArmFigures()),
+            "candidate": _whole(
+                msgspec.structs.replace(status.candidate or ArmFigures(), version=draft.candidate.version)
+            ),
         },
     )
 
 
-def _candidate(draft: Draft, figures: ArmFigures) -> Any:
-    return msgspec.to_builtins(msgspec.structs.replace(figures, version=draft.candidate.version))
+def _whole(figures: ArmFigures) -> dict[str, Any]:
+    """Return figures with every field, zeros too: whoever reads them need not know our defaults."""
+    return {field.encode_name: getattr(figures, field.name) for field in msgspec.structs.fields(figures)}

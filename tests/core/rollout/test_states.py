@@ -187,6 +187,21 @@ def test_a_required_judge_takes_a_candidate_back(world: Callable[..., Any]) -> N
     assert rollout.status.reason == "quality says fail: why"
 
 
+def test_the_watch_is_asked_about_anew(world: Callable[..., Any]) -> None:
+    """A judge's Pass for the last step is none for what comes after it; figures are sent whole, zeros too."""
+    judge = {"webhooks": [{"name": "quality", "url": "https://judge.example/ask"}]}
+    steps = {"steps": [{"weight": 100, "bakeSeconds": 10, "minRequests": 10}], "watchSeconds": 10}
+    rollout = world(strategy=steps, analysis=judge).tick()
+    (first,) = rollout.last.questions
+    assert (first.step, first.payload["candidate"]["requests"], first.payload["stable"]["errors"]) == (1, 0, 0)
+
+    rollout.answers = {"quality": Answer.PASS}  # about the step by its number, which the watch keeps
+    rollout.run(60)
+
+    assert rollout.phase is Phase.WATCHING
+    assert [each.answer for each in rollout.status.webhooks] == [""]
+
+
 def test_an_advisory_judge_decides_nothing(world: Callable[..., Any]) -> None:
     """Its Fail is shown in status."""
     judge = {"webhooks": [{"name": "taste", "url": "https://judge.example/ask", "mode": "Advisory"}]}
