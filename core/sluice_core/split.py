@@ -76,8 +76,9 @@ def assign(
     hashed: Arm = "candidate" if bucket < split.weight * 100 else "stable"
     if missing and split.on_missing_key is OnMissingKey.STABLE:
         hashed = "stable"
-    arm = _override(split, headers) or pinned or hashed
-    override = _override(split, headers) is not None
+    wanted = _override(split, headers)
+    arm = wanted or pinned or hashed
+    override = wanted is not None
     return Assignment(
         arm=arm,
         version=split.candidate.version if arm == "candidate" else split.stable.version,

@@ -196,6 +196,8 @@ class Admission:
 
     def exhausted_budget(self, upstream: str, now: float) -> tuple[Budget, float] | None:
         """Return the spent budget of calls to this upstream, and until when; one that rejects comes first."""
+        if not self._exhausted:
+            return None
         account = self._accounts[upstream]
         found: tuple[Budget, float] | None = None
         for name, budget in budgets_of(account.quota, account.allocation).items():

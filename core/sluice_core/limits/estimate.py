@@ -131,6 +131,8 @@ class Estimator:
 
 
 def _media_tokens(facts: RequestFacts) -> int:
+    if not (facts.images or facts.audio_bytes or facts.file_bytes):
+        return 0
     images = sum(LOW_DETAIL_TOKENS if detail == "low" else HIGH_DETAIL_TOKENS for detail in facts.images)
     audio = facts.audio_bytes // AUDIO_BYTES_PER_TOKEN
     files = min(MAX_FILE_TOKENS, facts.file_bytes // FILE_BYTES_PER_TOKEN)
