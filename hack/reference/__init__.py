@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from reference import commands, faults, metrics, records, resources, tables
+from reference import commands, environment, faults, metrics, records, resources, tables
 from sluice_core.api import crd
 
 PAGES: Mapping[str, Callable[[], str]] = {
     **{f"docs/reference/{kind.name.lower()}.md": partial(resources.page, kind) for kind in crd.KINDS},
     "docs/reference/cli.md": commands.page,
     "docs/reference/decision-record.md": records.page,
+    "docs/reference/environment.md": environment.page,
     "docs/reference/errors.md": tables.errors_page,
     "docs/reference/metrics.md": metrics.page,
     "docs/reference/mock-faults.md": faults.page,
