@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -58,6 +59,14 @@ def test_manifests_are_valid(page: Page, tmp_path: Path) -> None:
         found = check(list(read([str(file)])), schema_only=True)
         assert found.ok, f"{page.name}:{block.line}: {found.findings}"
         assert found.resources
+
+
+@of_each_page
+def test_json_can_be_read(page: Page) -> None:
+    """Each message that is shown as JSON is JSON."""
+    for block in page.blocks:
+        if block.language == "json":
+            assert json.loads(block.text)
 
 
 @of_each_page
