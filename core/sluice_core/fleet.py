@@ -255,9 +255,12 @@ class Fleet:
         return tuple(each for each in found if each is not None)
 
     def quota_status(self, quota: str, now: float, unix_now: float) -> QuotaAllocationStatus | None:
-        """Return the live figures of a quota; None if it is not in force. Its conditions are empty."""
+        """Return the live figures of a quota; None if it is not in force, or before it is known what was spent.
+
+        Its conditions are empty.
+        """
         policy = self._quotas.get(quota)
-        if policy is None:
+        if policy is None or (self.spending.budgets(quota) and not self.spending.known):
             return None
         limits = next((each.limits for each in self._upstreams if each.key == policy.upstream), Limits())
         return quota_figures(

@@ -208,7 +208,7 @@ def a_large_state(pods: int) -> LedgerState:
     hours = {int(NOON // 3600) - hour: draw.randrange(10**9) for hour in range(170)}
     return LedgerState(
         days={name: dict.fromkeys(days, 10**9) for name in (QUOTA, CHAT)},
-        hours={name: hours for name in (QUOTA, CHAT)},
+        hours=dict.fromkeys((QUOTA, CHAT), hours),
         marks=marks,
         alerts={CHAT: {TODAY: 90}},
     )
