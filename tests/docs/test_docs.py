@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,6 +23,7 @@ from sluice_core.problems import Severity
 PAGES = pages()
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.is_dir())
 of_each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+_NO_METRICS = {"sluice_core", "sluice_sidecar", "sluice_operator", "sluice_cli", "sluice_error"}
 _LIVE = ("sluice status", "sluice promote", "sluice validate", "curl ")
 
 
@@ -67,6 +69,15 @@ def test_json_can_be_read(page: Page) -> None:
     for block in page.blocks:
         if block.language == "json":
             assert json.loads(block.text)
+
+
+@of_each_page
+def test_metrics_exist(page: Page) -> None:
+    """Each metric that a page or a query names is one that a process serves."""
+    reference = next(each for each in PAGES if each.name == "docs/reference/metrics.md")
+    served = {code for code in reference.inline_code if code.startswith("sluice_")}
+    named = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bsluice_[a-z_]+\b", page.text)}
+    assert not named - served - _NO_METRICS
 
 
 @of_each_page
