@@ -20,6 +20,7 @@ from sluice_sidecar.governor import Governor
 from sluice_sidecar.report import readings
 from sluice_sidecar.settings import Settings
 from sluice_sidecar.telemetry.records import RecordWriter
+from sluice_sidecar.telemetry.series import CallCollector
 
 _HEADER = ("Metric", "Type", "Labels", "Meaning")
 Row = tuple[str, str, str, str]
@@ -53,6 +54,8 @@ def _registered(registry: CollectorRegistry) -> Iterator[Row]:
         if isinstance(collector, MetricWrapperBase):
             (family,) = collector.describe()
             yield _row(family.name, family.type, vars(collector)["_labelnames"], family.documentation)
+        elif isinstance(collector, CallCollector):
+            yield from _families(collector.collect())
 
 
 def _families(families: Iterable[Metric]) -> Iterator[Row]:

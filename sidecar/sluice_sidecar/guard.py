@@ -38,6 +38,7 @@ from sluice_sidecar.admit import (
 from sluice_sidecar.attempt import Failed, Opaque, Result, Stream, Whole, attempt
 from sluice_sidecar.breakers import Pass
 from sluice_sidecar.call import Call
+from sluice_sidecar.deadlines import Deadlines
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.gate import Passed
 from sluice_sidecar.governor import Governor
@@ -77,6 +78,7 @@ class Guard:
 
     def __init__(self, governor: Governor) -> None:
         self._governor = governor
+        self._deadlines = Deadlines()
         self._gate = governor.gate
         self._breakers = governor.breakers
         self._estimator = governor.estimator
@@ -262,7 +264,7 @@ class Guard:
                 arm=plan.candidate.arm,
                 max_output_tokens=plan.max_output_tokens,
             )
-            async with asyncio.timeout_at(call.answer_deadline):
+            with self._deadlines.until(call.answer_deadline):
                 result = await attempt(plan.upstream.transport, order)
             done = True
             return result

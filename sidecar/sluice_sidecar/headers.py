@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 Field = tuple[str, str]
 
@@ -22,8 +24,31 @@ HOP_BY_HOP = frozenset(
 _FRAMING = frozenset({"host", "content-length", "expect"})
 _IDENTITY = frozenset({"authorization", "api-key", "openai-organization", "openai-project"})
 _OWN_PREFIX = "x-sluice-"
+_CONNECTION_LENGTH = len("connection")
 
 _never_sent = HOP_BY_HOP | _FRAMING
+
+
+class _Kind(NamedTuple):
+    """What a field is by its name: the name in lower case, whether it goes upstream, whether it may come back."""
+
+    lower: str
+    goes_up: bool
+    identifies: bool
+    comes_back: bool
+
+
+@lru_cache(maxsize=256)
+def _kind(name: str) -> _Kind:
+    # Remembered, because an application sends the same few names with every call.
+    lower = name.lower()
+    ours = lower.startswith(_OWN_PREFIX)
+    return _Kind(
+        lower=lower,
+        goes_up=not ours and lower not in _never_sent,
+        identifies=lower in _IDENTITY,
+        comes_back=not ours and lower not in HOP_BY_HOP,
+    )
 
 
 class RequestFields:
@@ -37,16 +62,20 @@ class RequestFields:
         The application's own identity is dropped, unless `keep_authorization` is called: its placeholder key, and the
         organization and project, which would otherwise let it spend another project's money with our key.
         """
-        listed = _connection_listed(fields := list(fields))
         self.first: dict[str, str] = {}
         self._passed: list[Field] = []
         self._identity: list[Field] = []
-        for name, value in fields:
-            lower = name.lower()
-            self.first.setdefault(lower, value)
-            if lower in _never_sent or lower in listed or lower.startswith(_OWN_PREFIX):
-                continue
-            (self._identity if lower in _IDENTITY else self._passed).append((name, value))
+        first, passed = self.first, self._passed
+        fields = list(fields)
+        for field in fields:
+            lower, goes_up, identifies, _ = _kind(field[0])
+            if lower not in first:
+                first[lower] = field[1]
+            if goes_up:
+                (self._identity if identifies else passed).append(field)
+        if "connection" in first and (listed := _connection_listed(fields)):
+            self._passed = [field for field in passed if _kind(field[0]).lower not in listed]
+            self._identity = [field for field in self._identity if _kind(field[0]).lower not in listed]
 
     def keep_authorization(self) -> None:
         """Send the application's own identity after all."""
@@ -55,23 +84,23 @@ class RequestFields:
 
     def with_fields(self, ours: Sequence[Field]) -> list[Field]:
         """Return the fields to send: the application's, where not replaced by one of `ours`, then ours."""
-        replaced = {name.lower() for name, _ in ours}
-        return [field for field in self._passed if field[0].lower() not in replaced] + list(ours)
+        replaced = {lower for name, _ in ours if (lower := _kind(name).lower) in self.first}
+        if not replaced:
+            return [*self._passed, *ours]
+        return [field for field in self._passed if _kind(field[0]).lower not in replaced] + list(ours)
 
 
 def response_fields(fields: Iterable[Field], *, drop: frozenset[str] = frozenset()) -> list[Field]:
     """Return the upstream's header fields that reach the application, in order and repeated as they are."""
     fields = list(fields)
     listed = _connection_listed(fields)
-    dropped = HOP_BY_HOP | drop | listed if listed or drop else HOP_BY_HOP
-    return [
-        field for field in fields if (lower := field[0].lower()) not in dropped and not lower.startswith(_OWN_PREFIX)
-    ]
+    dropped = drop | listed if listed else drop
+    return [field for field in fields if (kind := _kind(field[0])).comes_back and kind.lower not in dropped]
 
 
 def _connection_listed(fields: Iterable[Field]) -> frozenset[str]:
     """Names that the Connection field declares to be meant for one hop only."""
-    listed = [value for name, value in fields if name.lower() == "connection"]
+    listed = [value for name, value in fields if len(name) == _CONNECTION_LENGTH and name.lower() == "connection"]
     if not listed:
         return frozenset()
     return frozenset(name.strip().lower() for value in listed for name in value.split(",")) - {"close", "keep-alive"}

@@ -106,11 +106,7 @@ class Http1Transport:
         return origin, slash + target or "/"
 
     async def _acquire(self, origin: _Origin, connect_seconds: float) -> Connection:
-        try:
-            async with asyncio.timeout(connect_seconds):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise TransportError(Outcome.TIMEOUT, "pool_timeout") from None
+        await self._take_slot(connect_seconds)
         idle = self._idle.get(origin)
         oldest = self._loop.time() - _IDLE_CONNECTION_SECONDS
         while idle:
@@ -124,6 +120,16 @@ class Http1Transport:
         except BaseException:
             self._slots.release()
             raise
+
+    async def _take_slot(self, seconds: float) -> None:
+        if not self._slots.locked():
+            await self._slots.acquire()  # at once: no timer for what does not wait
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise TransportError(Outcome.TIMEOUT, "pool_timeout") from None
 
     async def _connect(self, origin: _Origin, connect_seconds: float) -> Connection:
         context = self._tls() if origin.tls else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import unquote
 
 import msgspec
 
 API_ROOT = "/v1"
 LONGEST_TARGET = 8190
+_FORBIDDEN = re.compile(r"[^!-~]|[\\#]")
 _MOST_DECODINGS = 3  # servers behind servers decode more than once
 
 
@@ -42,7 +44,7 @@ def parse(raw: str) -> Target | None:
         raise BadTargetError("the request target must be a path that begins with a single slash")
     if len(raw) > LONGEST_TARGET:
         raise BadTargetError("the request target is too long")
-    if any(character <= " " or character in "\\#\x7f" or character > "~" for character in raw):
+    if _FORBIDDEN.search(raw):
         raise BadTargetError("the request target holds a character that must be percent-encoded")
     path, _, query = raw.partition("?")
     _check_segments(path)

@@ -1,0 +1,85 @@
+"""One timer for the deadlines of all calls: `asyncio.timeout` sets one for each, at a price."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+
+class Deadlines:
+    """Watches over the tasks that have a deadline."""
+
+    __slots__ = ("_live", "_next", "_timer")
+
+    def __init__(self) -> None:
+        self._live: set[Deadline] = set()
+        self._next = float("inf")
+        self._timer: asyncio.TimerHandle | None = None
+
+    def until(self, when: float) -> Deadline:
+        """Return a context that is cancelled at `when`, by the loop's clock, and then raises TimeoutError."""
+        return Deadline(self, when)
+
+    def add(self, deadline: Deadline) -> None:
+        """Watch over a task from now on."""
+        self._live.add(deadline)
+        if deadline.when < self._next:
+            self._arm(deadline.when)
+
+    def discard(self, deadline: Deadline) -> None:
+        """Forget a task. The timer stays: it looks for what is due when it fires, and most calls end long before."""
+        self._live.discard(deadline)
+
+    def _arm(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next = when
+        self._timer = asyncio.get_running_loop().call_at(when, self._fire)
+
+    def _fire(self) -> None:
+        self._timer, self._next = None, float("inf")
+        now = asyncio.get_running_loop().time()
+        for each in tuple(self._live):
+            if each.when <= now:
+                self._live.discard(each)
+                each.expire()
+        if self._live:
+            self._arm(min(each.when for each in self._live))
+
+
+class Deadline:
+    """What happens in this context is cancelled at its deadline."""
+
+    __slots__ = ("_cancelling", "_deadlines", "_expired", "_task", "when")
+
+    def __init__(self, deadlines: Deadlines, when: float) -> None:
+        self._deadlines = deadlines
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self._expired = False
+        self.when = when
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        assert self._task is not None  # noqa: S101 - only tasks can be cancelled
+        self._cancelling = self._task.cancelling()
+        self._deadlines.add(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._deadlines.discard(self)
+        # Only our own cancellation becomes a time-out; one from outside, even at the same moment, stays what it is.
+        if (
+            self._expired
+            and self._task is not None
+            and self._task.uncancel() <= self._cancelling
+            and kind is asyncio.CancelledError
+        ):
+            raise TimeoutError from error
+
+    def expire(self) -> None:
+        """Cancel what goes on in the context."""
+        self._expired = True
+        if self._task is not None:
+            self._task.cancel()
