@@ -40,7 +40,7 @@ BESIDE_LARGE = "The same beside calls of 10 MB"
 class Plan(msgspec.Struct, frozen=True):
     """How much is measured."""
 
-    runs: int = 5
+    runs: int = 3
     seconds: int = 2
     shapes: tuple[closed.Shape, ...] = closed.SHAPES
     stream_runs: int = 2
