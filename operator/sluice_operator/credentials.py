@@ -1,4 +1,4 @@
-"""Brings API keys to the namespaces that may use them, as one derived Secret each, and takes them away again.
+"""Brings keys and passwords to the namespaces that may use them, as one derived Secret each, and takes them away again.
 
 A key goes where the namespace's snapshot names it, so permission, reference and key come and go together. Values are
 passed on as the API server encodes them, are never decoded, and are kept out of every log, error and repr.
@@ -13,14 +13,18 @@ from typing import Final, NamedTuple
 import structlog
 
 from sluice_core.api.base import Value
+from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.api.upstream import Upstream
-from sluice_core.compile.upstreams import credential_file
+from sluice_core.compile.upstreams import credential_file, store_password_file
 from sluice_core.snapshot import Snapshot
 from sluice_operator.cluster import ApiError, Cluster, NotFoundError
 from sluice_operator.kinds import CREDENTIALS_SECRET, SECRETS
 from sluice_operator.publish import NamedObjects, NotPublished, in_each
 
 MAX_KEY_CHARACTERS: Final = 16_384
+
+Owner = Upstream | QuotaAllocation
+"""What names Secrets: an account its keys, a quota the password of its store."""
 
 _log = structlog.get_logger()
 
@@ -34,7 +38,7 @@ class SecretKey(NamedTuple):
 
 
 class Finding(Value, frozen=True, kw_only=True):
-    """Something wrong with an upstream's key, with the mend."""
+    """Something wrong with a Secret that a resource names, with the mend."""
 
     reason: str
     path: str
@@ -42,7 +46,7 @@ class Finding(Value, frozen=True, kw_only=True):
 
 
 class KeyFindings(Value, frozen=True, kw_only=True):
-    """How many of an upstream's keys were found, and what is wrong with the others."""
+    """How many of the keys that a resource names were found, and what is wrong with the others."""
 
     found: int
     named: int
@@ -58,23 +62,48 @@ class _Encoded:
         self.values = values
 
 
-def sources(upstreams: Iterable[Upstream]) -> dict[str, SecretKey]:
+class _Reference(NamedTuple):
+    """One reference of a resource to a key of a Secret: the file that it becomes, and where it stands in the spec."""
+
+    file: str
+    source: SecretKey
+    path: str
+
+
+def _references(owner: Owner) -> list[_Reference]:
+    namespace, name = owner.metadata.namespace, owner.metadata.name
+    match owner:
+        case Upstream():
+            return [
+                _Reference(
+                    credential_file(namespace, name, each.name),
+                    SecretKey(namespace, each.secret_key_ref.name, each.secret_key_ref.key),
+                    f"spec.credentials[{index}].secretKeyRef",
+                )
+                for index, each in enumerate(owner.spec.credentials)
+            ]
+        case QuotaAllocation():
+            secret = owner.spec.store.secret_ref
+            if secret is None:
+                return []
+            file = store_password_file(namespace, name)
+            return [_Reference(file, SecretKey(namespace, secret.name, secret.key), "spec.store.secretRef")]
+
+
+def sources(owners: Iterable[Owner]) -> dict[str, SecretKey]:
     """Return where each credential file's content comes from."""
-    return {
-        credential_file(upstream.metadata.namespace, upstream.metadata.name, each.name): SecretKey(
-            upstream.metadata.namespace, each.secret_key_ref.name, each.secret_key_ref.key
-        )
-        for upstream in upstreams
-        for each in upstream.spec.credentials
-    }
+    return {each.file: each.source for owner in owners for each in _references(owner)}
 
 
 def wanted(snapshots: Mapping[str, Snapshot]) -> dict[str, frozenset[str]]:
-    """Return the credential files that each namespace needs: those of the upstreams in its snapshot, no others."""
-    return {
-        namespace: frozenset(each.file for upstream in snapshot.upstreams for each in upstream.credentials)
-        for namespace, snapshot in snapshots.items()
-    }
+    """Return the credential files that each namespace needs: those that its snapshot names, no others."""
+    return {namespace: _named(snapshot) for namespace, snapshot in snapshots.items()}
+
+
+def _named(snapshot: Snapshot) -> frozenset[str]:
+    keys = {each.file for upstream in snapshot.upstreams for each in upstream.credentials}
+    passwords = {quota.store.password_file for quota in snapshot.quotas if quota.store.password_file is not None}
+    return frozenset(keys | passwords)
 
 
 class CredentialPublisher:
@@ -99,14 +128,14 @@ class CredentialPublisher:
         await self._objects.look()
 
     async def publish(
-        self, upstreams: Iterable[Upstream], snapshots: Mapping[str, Snapshot], leaving: frozenset[str]
+        self, owners: Iterable[Owner], snapshots: Mapping[str, Snapshot], leaving: frozenset[str]
     ) -> dict[str, NotPublished]:
         """Make every namespace's Secret hold exactly the keys that its snapshot names.
 
         Returns:
             The namespaces where that failed, and why.
         """
-        origin = sources(upstreams)
+        origin = sources(owners)
         await self._read({(each.namespace, each.secret) for each in origin.values()})
         needs = {namespace: files for namespace, files in wanted(snapshots).items() if namespace not in leaving}
 
@@ -125,22 +154,14 @@ class CredentialPublisher:
             _log.warning("credentials_not_written", namespace=namespace, error=str(error))
         return {namespace: _behind(namespace, error) for namespace, error in faults.items()}
 
-    def found(self, upstream: Upstream) -> KeyFindings:
-        """Return which of an upstream's keys were found at the last reading."""
-        findings = tuple(
-            finding
-            for index, each in enumerate(upstream.spec.credentials)
-            if (
-                finding := self._check(
-                    upstream.metadata.namespace, index, each.secret_key_ref.name, each.secret_key_ref.key
-                )
-            )
-        )
-        named = len(upstream.spec.credentials)
-        return KeyFindings(found=named - len(findings), named=named, findings=findings)
+    def found(self, owner: Owner) -> KeyFindings:
+        """Return which of the keys that a resource names were found at the last reading."""
+        references = _references(owner)
+        findings = tuple(finding for each in references if (finding := self._check(each.source, each.path)))
+        return KeyFindings(found=len(references) - len(findings), named=len(references), findings=findings)
 
-    def _check(self, namespace: str, index: int, secret: str, key: str) -> Finding | None:
-        path = f"spec.credentials[{index}].secretKeyRef"
+    def _check(self, source: SecretKey, path: str) -> Finding | None:
+        namespace, secret, key = source
         where = namespace, secret
         held = self._secrets.get(where)
         if where in self._faults and held is None:

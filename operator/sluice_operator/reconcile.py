@@ -106,8 +106,8 @@ class Reconciler:
             await self._budgets.round()
         if not await self._look():
             return
-        upstreams = [each for each in inputs.resources if isinstance(each, Upstream)]
-        without_keys = await self.credentials.publish(upstreams, compiled.snapshots, inputs.leaving)
+        owners = [each for each in inputs.resources if isinstance(each, Upstream | QuotaAllocation)]
+        without_keys = await self.credentials.publish(owners, compiled.snapshots, inputs.leaving)
         self._behind = without_keys | await self.policies.publish(compiled.snapshots, inputs.leaving)
         await self._report(inputs, compiled)
         await self._tell_uninjected()
@@ -227,7 +227,7 @@ class Reconciler:
         return Facts(
             generation=held.metadata.generation,
             problems=problems,
-            keys=self.credentials.found(resource) if isinstance(resource, Upstream) else None,
+            keys=self.credentials.found(resource) if isinstance(resource, Upstream | QuotaAllocation) else None,
             behind=next((self._behind[name] for name in users if name in self._behind), None),
             synced=synced if resource is not None else None,
             reported=reported,

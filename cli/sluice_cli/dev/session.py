@@ -19,7 +19,7 @@ from sluice_cli.dev.folder import FolderWatch, LocalStore, ManifestFileError, re
 from sluice_cli.dev.plane import LocalPlane
 from sluice_cli.dev.sidecars import Sidecar, SidecarError
 from sluice_cli.dev.state import StateFile
-from sluice_cli.dev.upstreams import Upstreams
+from sluice_cli.dev.upstreams import Upstreams, store_passwords
 from sluice_cli.dev.workloads import Workload, discover
 from sluice_cli.documents import document
 from sluice_core.compile import Compiled
@@ -172,7 +172,7 @@ class Session:
     def _mount(self, compiled: Compiled) -> None:
         for name, sidecar in self.sidecars.items():
             snapshot = compiled.snapshots[sidecar.workload.namespace]
-            keys = self._upstreams.keys(snapshot)
+            keys = self._upstreams.keys(snapshot) | store_passwords(snapshot)
             if self._mounted.get(name) == (snapshot.revision, keys):
                 continue
             self._mounted[name] = (snapshot.revision, keys)

@@ -16,6 +16,7 @@ from sluice_core.snapshot import Snapshot
 
 MOCK_KEY = "sk-mock"
 MAX_UPSTREAMS = 16
+STORE_PASSWORD_VARIABLE = "SLUICE_STORE_PASSWORD"  # noqa: S105 - the name of a variable
 
 
 class Upstreams(Protocol):
@@ -98,3 +99,9 @@ class RealUpstreams:
 
     async def close(self) -> None:
         """Nothing was started."""
+
+
+def store_passwords(snapshot: Snapshot) -> dict[str, bytes]:
+    """Return the files that stand for the Secrets of stores: the one password that the environment has."""
+    password = os.environ.get(STORE_PASSWORD_VARIABLE, "").encode()
+    return {quota.store.password_file: password for quota in snapshot.quotas if quota.store.password_file is not None}

@@ -10,6 +10,7 @@ from sluice_operator.kinds import (
     CONFIG_MAPS,
     MODEL_ROUTES,
     PODS,
+    QUOTA_ALLOCATIONS,
     SECRETS,
     UPSTREAMS,
 )
@@ -155,3 +156,25 @@ async def test_a_fault_of_the_compiler_is_confined_to_its_resource(operator, api
     poisoned = seen.condition(MODEL_ROUTES, "poison", "team", "Ready")
     assert (poisoned["status"], poisoned["reason"]) == ("False", "Invalid")
     assert seen.condition(MODEL_ROUTES, "chat", "team", "Ready")["status"] == "True"
+
+
+async def test_a_stores_password_goes_where_its_quota_does(operator, api, team, seen):
+    """The file that the snapshot names is in the derived Secret; without its Secret the quota says so."""
+    store = {"type": "Redis", "url": "redis://redis:6379", "secretRef": {"name": "redis", "key": "password"}}
+    api.put(
+        QUOTA_ALLOCATIONS, "shares", "platform",
+        spec={"upstreamRef": {"name": "openai"}, "store": store, "allocations": [{"name": "chat"}]},
+    )  # fmt: skip
+    await operator.round()
+    ready = seen.condition(QUOTA_ALLOCATIONS, "shares", "platform", "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "SecretNotFound")
+    assert "spec.store.secretRef" in ready["message"]
+    password = base64.b64encode(b"of-redis").decode()
+    api.put(SECRETS, "redis", "platform", data={"password": password})
+    await operator.round()
+    (quota,) = seen.policy().quotas
+    assert quota.store.password_file == "platform.shares._store"
+    assert api.object(SECRETS, "sluice-credentials", "team")["data"] == {
+        "platform.openai.primary": KEY,
+        "platform.shares._store": password,
+    }
