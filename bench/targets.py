@@ -103,6 +103,7 @@ def sidecar_environment(folder: Path) -> dict[str, str]:
         "SLUICE_PORTS_FILE": str(folder / "ports.json"),
         "SLUICE_NAMESPACE": NAMESPACE,
         "SLUICE_POD_NAME": "bench-0",
+        "SLUICE_SOLE": "true",
         "SLUICE_LABELS": ",".join(f"{name}={value}" for name, value in LABELS.items()),
     }
 

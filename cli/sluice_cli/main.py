@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -42,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"sluice {verb}", description=VERBS[verb][1].capitalize() + ".")
     parser.set_defaults(verb=verb)
     module.add_arguments(parser)
-    status: int = module.run(parser.parse_args(arguments[1:]))
+    try:
+        status: int = module.run(parser.parse_args(arguments[1:]))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return status
 
 

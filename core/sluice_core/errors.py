@@ -14,7 +14,6 @@ code and the policy that decided.
 | queue_full | 429 | yes | the waiting line is full, or the wait would be longer than allowed |
 | circuit_open | 503 | yes | every target's breaker is open |
 | not_configured | 503 | yes | no policy has been read yet |
-| shutting_down | 503 | yes | the pod is about to stop |
 | upstream_unreachable | 502 | yes | no connection to the upstream, or it was lost before an answer |
 | upstream_invalid_response | 502 | yes | what the upstream sent is no HTTP answer |
 | deadline_exceeded | 504 | no | the time for the whole call is used up |
@@ -51,7 +50,6 @@ class RefusalCode(StrEnum):
     QUEUE_FULL = "queue_full"
     CIRCUIT_OPEN = "circuit_open"
     NOT_CONFIGURED = "not_configured"
-    SHUTTING_DOWN = "shutting_down"
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
     UPSTREAM_INVALID_RESPONSE = "upstream_invalid_response"
     DEADLINE_EXCEEDED = "deadline_exceeded"
@@ -72,7 +70,6 @@ _STATUS_AND_WAITING: dict[RefusalCode, tuple[int, bool]] = {
     RefusalCode.QUEUE_FULL: (429, True),
     RefusalCode.CIRCUIT_OPEN: (503, True),
     RefusalCode.NOT_CONFIGURED: (503, True),
-    RefusalCode.SHUTTING_DOWN: (503, True),
     RefusalCode.UPSTREAM_UNREACHABLE: (502, True),
     RefusalCode.UPSTREAM_INVALID_RESPONSE: (502, True),
     RefusalCode.DEADLINE_EXCEEDED: (504, False),

@@ -24,10 +24,14 @@ _SIDECAR = {
     "SLUICE_POD_UID": ("", "The pod's uid"),
     "SLUICE_SYNC_URL": (
         "",
-        "The operator's sync server; without it the mounted policy does alone, and all capacity is this pod's",
+        "The operator's sync server; without it the mounted policy does alone, within the safe share of the limits",
     ),
     "SLUICE_SYNC_TOKEN_FILE": ("", "Projected service account token for it"),
     "SLUICE_SYNC_CA_FILE": ("", "Authority that its certificate is checked by"),
+    "SLUICE_SOLE": (
+        "`false`",
+        "`true` where no other pod uses the same accounts: the limits are then this one's alone",
+    ),
     "SLUICE_GRACE_SECONDS": ("`30`", "How long calls in flight may go on after SIGTERM"),
     "SLUICE_WHEN_UNCONFIGURED": (
         "`Hold`",

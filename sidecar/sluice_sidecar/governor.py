@@ -83,7 +83,7 @@ class Governor:
         self.source = PolicySource(settings.config_dir)
         self.labels = LabelSource(settings.labels, settings.labels_file)
         self.credentials = Credentials(settings.credentials_dir)
-        self.admission = Admission(sole=settings.sync_url is None)
+        self.admission = Admission(sole=settings.sole)
         self.gate = Gate(self.admission, clock, self._somebody_waits)
         self.breakers = Breakers()
         self.pacing = Pacing(self.admission)

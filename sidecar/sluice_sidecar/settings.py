@@ -43,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sync_url: str | None = None
     sync_token_file: Path | None = None
     sync_ca_file: Path | None = None
+    sole: bool = False
     grace_seconds: float = 30.0
     when_unconfigured: WhenUnconfigured = WhenUnconfigured.HOLD
     ports_file: Path | None = None
@@ -69,6 +70,7 @@ def load(environment: Mapping[str, str]) -> Settings:
         sync_url=_http_url("SLUICE_SYNC_URL", get("SLUICE_SYNC_URL")),
         sync_token_file=_path(get("SLUICE_SYNC_TOKEN_FILE")),
         sync_ca_file=_path(get("SLUICE_SYNC_CA_FILE")),
+        sole=_yes_or_no("SLUICE_SOLE", get("SLUICE_SOLE") or "false"),
         grace_seconds=_seconds("SLUICE_GRACE_SECONDS", get("SLUICE_GRACE_SECONDS") or "30"),
         when_unconfigured=_when_unconfigured(get("SLUICE_WHEN_UNCONFIGURED") or "Hold"),
         ports_file=_path(get("SLUICE_PORTS_FILE")),
@@ -124,6 +126,12 @@ def _seconds(variable: str, text: str) -> float:
     if not 0 <= seconds <= 86_400:
         raise SettingsError(f"{variable}: {text!r} is not a number of seconds between 0 and 86400")
     return seconds
+
+
+def _yes_or_no(variable: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise SettingsError(f"{variable}: {text!r} is neither true nor false")
+    return text == "true"
 
 
 def _when_unconfigured(text: str) -> WhenUnconfigured:

@@ -75,6 +75,7 @@ class Sidecar:
             "SLUICE_POD_NAME": "chat-0",
             "SLUICE_LABELS": "app=chat",
             "SLUICE_GRACE_SECONDS": "10",
+            "SLUICE_SOLE": "false" if "SLUICE_SYNC_URL" in self.environment else "true",
             **self.environment,
         }
         self.process = subprocess.Popen(

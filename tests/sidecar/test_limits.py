@@ -190,3 +190,16 @@ def test_slots_come_back_however_a_call_ends(
     statuses = {create(chat, extra_headers={"x-stainless-read-timeout": "0.5"}).status_code for _ in range(3)}
     assert 429 not in statuses
     assert sidecar.status()["inFlight"] == 0
+
+
+def test_a_pod_among_others_keeps_to_its_safe_share_without_the_sync_channel(
+    start: Any, client: Client, mock: Any, policies: Any
+) -> None:
+    """Nobody has told it that the whole limit is its own, so it takes no more than the policy lets every pod take."""
+    snapshot = policies.snapshot(
+        policies.upstream(mock.base_url, limits=Limits(requests_per_minute=100)),
+        quotas=(policies.quota(safe=Limits(requests_per_minute=2), queue=Queue(max_wait_seconds=0)),),
+    )
+    chat = client(start(snapshot, SLUICE_SOLE="false").base_url)
+
+    assert [create(chat).status_code for _ in range(4)] == [200, 200, 429, 429]

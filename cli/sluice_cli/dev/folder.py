@@ -22,10 +22,16 @@ _in_order: Final = msgspec.json.Encoder(order="deterministic")
 
 
 class Reading(Value, frozen=True, kw_only=True):
-    """What came of one look at the folder: the resources that are right, and a line for each that is not."""
+    """What came of one look at the folder: the resources that are right, and a line for each that is not.
+
+    `kept` names those that are not right now: as an API server does, what was accepted of them before stays.
+    `namespaces` are the labels of the namespaces that the folder declares.
+    """
 
     resources: tuple[AnyResource, ...] = ()
     refused: tuple[str, ...] = ()
+    kept: tuple[ResourceId, ...] = ()
+    namespaces: dict[str, dict[str, str]] = {}
 
 
 def read_folder(path: Path, namespace: str = "default") -> Reading:
@@ -36,8 +42,11 @@ def read_folder(path: Path, namespace: str = "default") -> Reading:
     """
     found: dict[ResourceId, AnyResource] = {}
     refused: list[str] = []
+    kept: list[ResourceId] = []
+    namespaces: dict[str, dict[str, str]] = {}
     for document in read([str(path)]):
         if not is_sluice(document.content):
+            namespaces |= _namespace_labels(document)
             continue
         errors = [f"{error.path}: {error.message}" for error in validate(document.content, evaluate)]
         resource = None if errors else _typed(document, namespace)
@@ -45,9 +54,27 @@ def read_folder(path: Path, namespace: str = "default") -> Reading:
             errors, resource = [f"{resource.path}: {resource.message}"], None
         if resource is None:
             refused += [f"{document.source}:{document.line('')} {error}" for error in errors]
+            kept += _identity(document, namespace)
         else:
             found[ResourceId(type(resource).__name__, resource.key)] = resource
-    return Reading(resources=tuple(found.values()), refused=tuple(refused))
+    return Reading(resources=tuple(found.values()), refused=tuple(refused), kept=tuple(kept), namespaces=namespaces)
+
+
+def _namespace_labels(document: Document) -> dict[str, dict[str, str]]:
+    metadata = document.content.get("metadata")
+    if document.content.get("kind") != "Namespace" or not isinstance(metadata, dict) or "name" not in metadata:
+        return {}
+    labels = metadata.get("labels") or {}
+    return {str(metadata["name"]): {str(key): str(value) for key, value in labels.items()}}
+
+
+def _identity(document: Document, namespace: str) -> list[ResourceId]:
+    """Return which resource a manifest that was refused is about, if it says so."""
+    metadata = document.content.get("metadata")
+    if not isinstance(metadata, dict) or not metadata.get("name"):
+        return []
+    key = f"{metadata.get('namespace', namespace)}/{metadata['name']}"
+    return [ResourceId(str(document.content.get("kind")), key)]
 
 
 def _typed(document: Document, namespace: str) -> AnyResource | Problem:
@@ -64,6 +91,7 @@ class LocalStore:
     """
 
     def __init__(self, remembered: Iterable[Remembered] = ()) -> None:
+        self.namespaces: dict[str, dict[str, str]] = {}
         self._held: dict[ResourceId, AnyResource] = {}
         self._requests: dict[ResourceId, dict[str, str]] = {}
         self._remembered = {ResourceId(each.kind, each.key): each for each in remembered}
@@ -103,7 +131,11 @@ class LocalStore:
         for resource in reading.resources:
             identity = ResourceId(type(resource).__name__, resource.key)
             fresh[identity] = self._merged(identity, resource, now_unix)
+        for identity in reading.kept:
+            if identity in self._held:
+                fresh.setdefault(identity, self._held[identity])
         self._held = fresh
+        self.namespaces = reading.namespaces
         self._requests = {identity: each for identity, each in self._requests.items() if identity in fresh}
 
     def _merged(self, identity: ResourceId, resource: AnyResource, now_unix: float) -> AnyResource:

@@ -21,6 +21,7 @@ from sluice_core.api.upstream import Upstream
 from sluice_core.compile import Compiled, Problem, ResourceId, Severity, compile_namespaces
 from sluice_core.enforcement import Finding, message_of, reason_of, with_findings
 from sluice_core.rollout.observation import Question
+from sluice_core.snapshot import Snapshot
 from sluice_operator.leader import Leader
 from sluice_operator.rollouts import FleetRollouts
 from sluice_operator.sync import PolicyBoard
@@ -78,7 +79,10 @@ class LocalPlane:
         return compiled
 
     def _compile(self, resources: tuple[AnyResource, ...], pods: PodLabels) -> Compiled:
-        return compile_namespaces(resources, {namespace: {} for namespace in pods}, pods)
+        labels = self.store.namespaces
+        concerned = {namespace: labels.get(namespace, {}) for namespace in pods}
+        others = {namespace: each for namespace, each in labels.items() if namespace not in concerned}
+        return compile_namespaces(resources, concerned, pods, others=others)
 
     def _with_status(self, resource: AnyResource) -> AnyResource:
         kind = type(resource).__name__
@@ -94,9 +98,7 @@ class LocalPlane:
             snapshot = compiled.snapshots.get(split.metadata.namespace)
             if snapshot is None:
                 continue
-            wanted = len(pods.get(snapshot.namespace, ()))
-            synced = self.leader.synced(snapshot.namespace, snapshot.revision) or (0, wanted)
-            decided = self._rollouts.plan(split, (min(synced[0], wanted), wanted))
+            decided = self._rollouts.plan(split, self._synced(snapshot, pods))
             questions[split.key] = decided.questions
             for event in decided.events:
                 self.events.append(f"{split.metadata.name}: {event.reason}: {event.message}")
@@ -110,11 +112,17 @@ class LocalPlane:
         self._rollouts.keep(questions)
         return changed
 
+    def _synced(self, snapshot: Snapshot, pods: PodLabels) -> tuple[int, int]:
+        """Return how many pods of a namespace run this policy, of how many."""
+        wanted = len(pods.get(snapshot.namespace, ()))
+        known = self.leader.synced(snapshot.namespace, snapshot.revision)
+        return min(known[0], wanted) if known else 0, wanted
+
     def _report(self, resource: AnyResource, compiled: Compiled, pods: PodLabels, now_unix: float) -> None:
         resource = self._with_status(resource)
         status = resource.status
         snapshot = compiled.snapshots.get(resource.metadata.namespace)
-        synced = self.leader.synced(snapshot.namespace, snapshot.revision) if snapshot else None
+        synced = self._synced(snapshot, pods) if snapshot else None
         match resource:
             case Upstream():
                 policy = next((each for each in compiled.upstreams if each.key == resource.key), None)

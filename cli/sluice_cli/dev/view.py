@@ -108,13 +108,14 @@ def _rich(section: Section) -> Table:
 class Screen:
     """Shows sections: redrawn in place on a terminal, printed when they change elsewhere."""
 
-    __slots__ = ("_console", "_intro", "_live", "_shown")
+    __slots__ = ("_console", "_intro", "_live", "_shown", "_told")
 
     def __init__(self, intro: Sequence[str], *, live: bool) -> None:
         self._console = Console()
         self._intro = tuple(intro)
         self._live = Live(console=self._console, auto_refresh=False, screen=False) if live else None
         self._shown = ""
+        self._told: frozenset[str] = frozenset()
 
     def start(self) -> None:
         """Show the introduction; on a terminal, begin to redraw."""
@@ -144,3 +145,5 @@ class Screen:
         if text and text != self._shown:
             self._shown = text
             self.say("", text)
+        self.say(*(event for event in events if event not in self._told))
+        self._told = frozenset(events)

@@ -116,7 +116,7 @@ def _connection(address: Address, password: Secret | None) -> Connection:
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
     except ImportError:
-        raise StoreError('the Redis client is not installed; install the extra "redis" of sluice-k8s') from None
+        raise StoreError('the Redis client is not installed; install sluice-k8s with its extra "sidecar"') from None
     options: dict[str, Any] = {
         "host": address.host,
         "port": address.port,

@@ -126,7 +126,8 @@ def test_a_day_with_local_mode(dev: Dev) -> None:
     split = dev.folder / "4-split.yaml"
     text = split.read_text()
     split.write_text(text.replace("weight: 25", "weight: 250"))
-    dev.until(lambda: "chat-prompt" not in dev.sluice("status").stdout, "the refusal of the edit")
+    dev.until(lambda: "not in force" in dev.printed, "the refusal of the edit")
+    assert "Paused" in dev.sluice("status", "chat-prompt").stdout
     split.write_text(text.replace("version: v2", "version: v3"))
     dev.until(lambda: ask_version(dev) == "v3", "the new candidate")
 
