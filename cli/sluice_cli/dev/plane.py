@@ -79,10 +79,7 @@ class LocalPlane:
         return compiled
 
     def _compile(self, resources: tuple[AnyResource, ...], pods: PodLabels) -> Compiled:
-        labels = self.store.namespaces
-        concerned = {namespace: labels.get(namespace, {}) for namespace in pods}
-        others = {namespace: each for namespace, each in labels.items() if namespace not in concerned}
-        return compile_namespaces(resources, concerned, pods, others=others)
+        return compile_namespaces(resources, {namespace: {} for namespace in pods}, pods)
 
     def _with_status(self, resource: AnyResource) -> AnyResource:
         kind = type(resource).__name__

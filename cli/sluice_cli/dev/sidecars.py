@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,13 +18,6 @@ from sluice_core.records import CallRecord
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 MAX_LINE_BYTES = 1024 * 1024
-_PR_SET_PDEATHSIG = 1
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel to end this process when local mode is killed; elsewhere than on Linux there is no such way."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class SidecarError(RuntimeError):
@@ -90,7 +81,6 @@ class Sidecar:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 limit=MAX_LINE_BYTES,
-                preexec_fn=_end_with_parent,
                 start_new_session=True,  # Ctrl-C is for us; the sidecar is stopped in order, after its clients
             )  # fmt: skip
         self._untie(own_end=False)
