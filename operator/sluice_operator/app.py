@@ -29,6 +29,7 @@ from sluice_operator.metrics import Metrics
 from sluice_operator.observe import Observer, Watches
 from sluice_operator.reconcile import Reconciler
 from sluice_operator.resource_metrics import BudgetMetrics, ResourceMetrics
+from sluice_operator.rollout_metrics import Decisions
 from sluice_operator.rollouts import FleetRollouts
 from sluice_operator.settings import CertificateIssuer, Settings, address
 from sluice_operator.spend_store import SpendStore
@@ -86,7 +87,8 @@ class Operator:
         self.world = World()
         self.board = PolicyBoard()
         self.metrics = Metrics()
-        self.metrics.registry.register(ResourceMetrics(self.world, lambda: self.leadership.leading))
+        decisions = Decisions(monotonic)
+        self.metrics.registry.register(ResourceMetrics(self.world, lambda: self.leadership.leading, decisions))
         self.observer = Observer(
             self.world, self._cluster, clock=monotonic, resync_seconds=settings.resync_seconds, changed=self.wake
         )
@@ -106,7 +108,7 @@ class Operator:
             writer,
             self.world,
             fleet=leader,
-            rollouts=FleetRollouts(leader, self._webhooks, wall=time.time),
+            rollouts=FleetRollouts(leader, self._webhooks, wall=time.time, decisions=decisions),
             board=self.board,
             events=events,
             budgets=self.budgets,

@@ -185,7 +185,7 @@ class Reconciler:
             return False
         for each in plan.events:
             await self._events.tell(held.type, held.metadata, each.reason, each.message, warning=each.warning)
-        self._rollouts.ask(stored.key, plan.questions)
+        self._rollouts.stored(stored.key, plan)
         return True
 
     async def _report(self, inputs: Inputs, compiled: Compiled) -> None:

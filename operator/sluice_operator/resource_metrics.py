@@ -5,18 +5,20 @@ Labels are names of resources: few, chosen by the platform's own people, and bou
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sluice_core.api.base import ConditionStatus
-from sluice_core.api.canarysplit_status import CanarySplit, Verdict
+from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.enforcement import ENFORCED, SPEND_UNUSUAL, WITHIN_BUDGET
 from sluice_operator.budgets import Budgets
+from sluice_operator.rollout_metrics import Decisions, rollout_families
 from sluice_operator.world import World
 
 MAX_RESOURCES: Final = 1000
@@ -27,47 +29,24 @@ _SHOWN: Final = (ENFORCED, WITHIN_BUDGET, SPEND_UNUSUAL)
 class ResourceMetrics(Collector):
     """Collects at each scrape. Only the leader shows them, so that sums over replicas are right."""
 
-    def __init__(self, world: World, leading: Callable[[], bool]) -> None:
+    def __init__(self, world: World, leading: Callable[[], bool], decisions: Decisions | None = None) -> None:
         self._world = world
         self._leading = leading
+        self._decisions = decisions or Decisions(time.monotonic)
 
-    def describe(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterator[Metric]:
         """Return nothing: what is collected depends on the cluster."""
         return iter(())
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """Return all families."""
         if not self._leading():
             return
         resources = [held.resource for held in self._world.held()]
-        yield from _splits(list(islice((each for each in resources if isinstance(each, CanarySplit)), MAX_RESOURCES)))
+        yield from rollout_families((each for each in resources if isinstance(each, CanarySplit)), self._decisions)
         yield from _quotas(
             list(islice((each for each in resources if isinstance(each, QuotaAllocation)), MAX_RESOURCES))
         )
-
-
-def _splits(splits: list[CanarySplit]) -> Iterator[GaugeMetricFamily]:
-    weight = GaugeMetricFamily(
-        "sluice_rollout_weight_percent", "Share of users on the candidate, as decided.", labels=_RESOURCE
-    )
-    applied = GaugeMetricFamily(
-        "sluice_rollout_applied_weight_percent", "Share of users on the candidate in every pod.", labels=_RESOURCE
-    )
-    verdict = GaugeMetricFamily(
-        "sluice_rollout_verdict", "1 for the present verdict, 0 for the others.", labels=(*_RESOURCE, "verdict")
-    )
-    needed = GaugeMetricFamily(
-        "sluice_rollout_needed_requests", "Candidate requests that a metric still needs.", labels=(*_RESOURCE, "metric")
-    )
-    for split in splits:
-        names = [split.metadata.namespace, split.metadata.name]
-        weight.add_metric(names, split.status.weight)
-        applied.add_metric(names, split.status.applied_weight)
-        for each in Verdict:
-            verdict.add_metric([*names, each.value], split.status.verdict is each)
-        for metric in split.status.metrics:
-            needed.add_metric([*names, metric.name], metric.needed_requests)
-    yield from (weight, applied, verdict, needed)
 
 
 def _quotas(quotas: list[QuotaAllocation]) -> Iterator[GaugeMetricFamily]:

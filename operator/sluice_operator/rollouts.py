@@ -9,9 +9,10 @@ import msgspec
 
 from sluice_core.api.base import Condition
 from sluice_core.api.canarysplit_status import CanarySplit, CanarySplitStatus
-from sluice_core.rollout.observation import Plan, Question
+from sluice_core.rollout.observation import Plan
 from sluice_core.rollout.plan import plan
 from sluice_operator.fleet import Fleet
+from sluice_operator.rollout_metrics import Decisions
 from sluice_operator.webhooks import Webhooks
 
 FIGURES_SECONDS: Final = 5.0
@@ -24,8 +25,8 @@ class Rollouts(Protocol):
     def plan(self, split: CanarySplit, synced: tuple[int, int]) -> Plan:
         """Return what becomes of a split now. Deciding twice on the same state comes to the same."""
 
-    def ask(self, split: str, questions: tuple[Question, ...]) -> None:
-        """Ask what a stored plan wants asked."""
+    def stored(self, split: str, plan: Plan) -> None:
+        """Follow up on a plan that is stored: ask what it wants asked."""
 
     def keep(self, splits: Collection[str]) -> None:
         """Forget all other splits."""
@@ -34,7 +35,10 @@ class Rollouts(Protocol):
 class FleetRollouts:
     """Rollouts judged by what the fleet reports."""
 
-    def __init__(self, fleet: Fleet, webhooks: Webhooks, *, wall: Callable[[], float]) -> None:
+    def __init__(
+        self, fleet: Fleet, webhooks: Webhooks, *, wall: Callable[[], float], decisions: Decisions | None = None
+    ) -> None:
+        self._decisions = decisions
         self._fleet = fleet
         self._webhooks = webhooks
         self._wall = wall
@@ -42,16 +46,23 @@ class FleetRollouts:
     def plan(self, split: CanarySplit, synced: tuple[int, int]) -> Plan:
         """Return what becomes of a split now."""
         observation = self._fleet.observation(split, synced, self._webhooks.answers(split.key))
-        return plan(split, observation, self._wall())
+        decided = plan(split, observation, self._wall())
+        if self._decisions is not None:
+            self._decisions.seen(split.key, decided)
+        return decided
 
-    def ask(self, split: str, questions: tuple[Question, ...]) -> None:
-        """Ask what a stored plan wants asked."""
-        for question in questions:
+    def stored(self, split: str, plan: Plan) -> None:
+        """Follow up on a plan that is stored: count it, and ask what it wants asked."""
+        if self._decisions is not None:
+            self._decisions.stored(split, plan)
+        for question in plan.questions:
             self._webhooks.ask(split, question)
 
     def keep(self, splits: Collection[str]) -> None:
         """Forget all other splits."""
         self._webhooks.keep(splits)
+        if self._decisions is not None:
+            self._decisions.keep(splits)
 
 
 class Drafts:

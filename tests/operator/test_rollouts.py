@@ -19,6 +19,7 @@ from sluice_operator.leader import Leader
 from sluice_operator.observe import Observer
 from sluice_operator.reconcile import Reconciler
 from sluice_operator.resource_metrics import ResourceMetrics
+from sluice_operator.rollout_metrics import Decisions
 from sluice_operator.rollouts import FleetRollouts
 from sluice_operator.sync import PolicyBoard
 from sluice_operator.webhook_secrets import ClusterSecrets
@@ -34,12 +35,13 @@ class Replica:
         self.world = World()
         self.leader = Leader(clock=clock)
         self.observer = Observer(self.world, cluster, clock=clock, resync_seconds=60)
+        self.decisions = Decisions(clock)
         webhooks = Webhooks(ClusterSecrets(cluster), answered=self.observer.changed)
         self.reconciler = Reconciler(
             cluster,
             self.world,
             fleet=self.leader,
-            rollouts=FleetRollouts(self.leader, webhooks, wall=clock),
+            rollouts=FleetRollouts(self.leader, webhooks, wall=clock, decisions=self.decisions),
             board=PolicyBoard(),
             events=Events(cluster, identity="a", wall=clock),
             clock=clock,
@@ -150,7 +152,7 @@ async def test_a_failing_candidate_is_off_within_ten_seconds(cluster, clock, api
     await replica.round()
     assert split_in_force(api).weight == 25
     metrics = CollectorRegistry()
-    metrics.register(ResourceMetrics(replica.world, lambda: True))
+    metrics.register(ResourceMetrics(replica.world, lambda: True, replica.decisions))
     labels = {"namespace": "team", "name": "chat"}
     assert metrics.get_sample_value("sluice_rollout_weight_percent", labels) == 25
     seconds = await go_on(replica, sidecar, api, fails=1.0, seconds=30, until=Phase.ROLLED_BACK)
@@ -159,6 +161,25 @@ async def test_a_failing_candidate_is_off_within_ten_seconds(cluster, clock, api
     assert metrics.get_sample_value("sluice_rollout_verdict", {**labels, "verdict": "Harm"}) == 1
     assert condition(api, "Stalled")["status"] == "True"
     assert condition(api, "Ready")["status"] == "False"
+    shown = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in metrics.collect()
+        for sample in family.samples
+        if sample.labels.get("metric", "errorCeiling") == "errorCeiling"
+    }
+
+    def value(name: str, **more: str) -> float:
+        return shown[name, tuple(sorted({**labels, **more}.items()))]
+
+    assert value("sluice_rollout_decisions_total", decision="RolledBack") == 1
+    assert value("sluice_rollout_phase", phase="RolledBack") == 1
+    assert value("sluice_rollout_figure", metric="errorCeiling", arm="candidate") == 1.0
+    assert value("sluice_rollout_limit_percent", metric="errorCeiling") == 20
+    threshold = value("sluice_rollout_evidence_threshold", metric="errorCeiling")
+    assert value("sluice_rollout_evidence", metric="errorCeiling") >= threshold > 0
+    await go_on(replica, sidecar, api, fails=1.0, seconds=2, until=None)
+    assert metrics.get_sample_value("sluice_rollout_rollback_seconds_count") == 1
+    assert 0 < (metrics.get_sample_value("sluice_rollout_rollback_seconds_sum") or 0) <= 2
     assert any(event["reason"] == "RolledBack" and event["type"] == "Warning" for event in api.all(EVENTS))
 
 

@@ -20,7 +20,7 @@ from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.api.upstream import Upstream
 from sluice_core.compile import Compiled, Problem, ResourceId, Severity, compile_namespaces
 from sluice_core.enforcement import Finding, message_of, reason_of, with_findings
-from sluice_core.rollout.observation import Question
+from sluice_core.rollout.observation import Plan
 from sluice_core.snapshot import Snapshot
 from sluice_operator.leader import Leader
 from sluice_operator.rollouts import FleetRollouts
@@ -88,7 +88,7 @@ class LocalPlane:
 
     def _advance(self, resources: tuple[AnyResource, ...], compiled: Compiled, pods: PodLabels) -> bool:
         changed = False
-        questions: dict[str, tuple[Question, ...]] = {}
+        plans: dict[str, Plan] = {}
         for split in resources:
             if not isinstance(split, CanarySplit) or _errors(split, compiled):
                 continue
@@ -96,7 +96,7 @@ class LocalPlane:
             if snapshot is None:
                 continue
             decided = self._rollouts.plan(split, self._synced(snapshot, pods))
-            questions[split.key] = decided.questions
+            plans[split.key] = decided
             for event in decided.events:
                 self.events.append(f"{split.metadata.name}: {event.reason}: {event.message}")
             if decided.status != split.status:
@@ -104,9 +104,9 @@ class LocalPlane:
                 changed = True
         if changed:
             self._keep()
-        for key, asked in questions.items():
-            self._rollouts.ask(key, asked)
-        self._rollouts.keep(questions)
+        for key, decided in plans.items():
+            self._rollouts.stored(key, decided)
+        self._rollouts.keep(plans)
         return changed
 
     def _synced(self, snapshot: Snapshot, pods: PodLabels) -> tuple[int, int]:
