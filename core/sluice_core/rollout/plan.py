@@ -162,6 +162,8 @@ def _pass_deadline(draft: Draft, judgement: Judgement) -> None:
     reason = f"no verdict before the step's deadline: {f'{missing} has not passed' if missing else judgement.reason}"
     certain = judgement.verdict is not Verdict.ERROR and not judgement.baseline_degraded
     policy = draft.rules.on_inconclusive if certain else OnInconclusive.PAUSE
+    if missing and policy is OnInconclusive.PROMOTE:
+        policy = OnInconclusive.PAUSE  # what is required has to pass; running out of time is no pass
     match policy:
         case OnInconclusive.PAUSE:
             draft.pause("Inconclusive", reason)
