@@ -59,15 +59,25 @@ def split_text(split: Document) -> str:
         f"Split:    {split['metadata']['name']}",
         f"Phase:    {status.get('phase', 'not begun')}, step {status.get('step') or '-'}, weight {weight}",
         f"Verdict:  {status.get('verdict', '-')}: {status.get('reason', '-')}",
-        f"Next:     {status.get('nextTransitionTime') or '-'}   pods synced: {status.get('syncedPods') or '-'}",
+        f"Next:     {_next(status)}",
+        f"Pods:     {status.get('syncedPods') or '-'} run this policy",
+        f"Traffic:  {_traffic(status)}",
         "",
-        render(("ARM", "VERSION", "REQUESTS", "ERRORS", "ERROR %", "P95 MS", "USD/REQUEST"), _arms(status)),
+        render(
+            ("ARM", "VERSION", "REQUESTS", "ERRORS", "ERROR %", "P95 MS", "FIRST TOKEN P95", "USD/REQUEST", "LEFT OUT"),
+            _arms(status),
+        ),
     ]
     if status.get("metrics"):
         lines += [
             "",
-            render(("METRIC", "STABLE", "CANDIDATE", "LIMIT", "P", "N", "NEEDS", "VERDICT"), _metrics(status)),
+            render(
+                ("METRIC", "MODE", "STABLE", "CANDIDATE", "LIMIT", "EVIDENCE", "P", "N", "NEEDS", "VERDICT"),
+                _metrics(status),
+            ),
         ]
+    if status.get("webhooks"):
+        lines += ["", render(("WEBHOOK", "STEP", "ANSWER", "ASKED", "SAYS"), _webhooks(status))]
     if status.get("history"):
         rows = [
             [each.get("version", ""), each["result"], each.get("finishedAt", ""), each.get("reason", "")]
@@ -77,15 +87,46 @@ def split_text(split: Document) -> str:
     return "\n".join(lines)
 
 
+def _next(status: Document) -> str:
+    if status.get("phase") == "AwaitingGate":
+        return "on a promote request"
+    if status.get("phase") == "Paused":
+        return "on a resume or promote request"
+    return f"not before {status['nextTransitionTime']}" if status.get("nextTransitionTime") else "-"
+
+
+def _traffic(status: Document) -> str:
+    share = (
+        f"{status['observedShare']} % of this step's requests on the candidate" if status.get("observedShare") else "-"
+    )
+    discount = status.get("evidenceDiscount")
+    return f"{share}; evidence discounted {discount}, as requests of one user are alike" if discount else share
+
+
+def _webhooks(status: Document) -> list[list[str]]:
+    keys = ("name", "step", "answer", "askedAt", "message")
+    return [[str(each.get(key, "")) for key in keys] for each in status["webhooks"]]
+
+
 def _arms(status: Document) -> list[list[str]]:
     rows = []
     for name in ("stable", "candidate"):
         arm = status.get(name) or {}
-        keys = ("version", "requests", "errors", "errorPercent", "p95Milliseconds", "costPerRequestUSD")
+        keys = (
+            "version",
+            "requests",
+            "errors",
+            "errorPercent",
+            "p95Milliseconds",
+            "firstTokenP95Milliseconds",
+            "costPerRequestUSD",
+            "excluded",
+        )
         rows.append([name, *(str(arm.get(key, "")) for key in keys)])
     return rows
 
 
 def _metrics(status: Document) -> list[list[str]]:
-    keys = ("name", "stable", "candidate", "limit", "p", "n", "neededRequests", "verdict")
-    return [[str(metric.get(key, "")) for key in keys] for metric in status["metrics"]]
+    keys = ("name", "mode", "stable", "candidate", "limit", "evidence", "p", "n", "neededRequests", "verdict")
+    defaults = {"mode": "Required"}
+    return [[str((defaults | metric).get(key, "")) for key in keys] for metric in status["metrics"]]

@@ -133,11 +133,12 @@ class Stage:
         return time.monotonic() - began
 
     def _where(self) -> str:
-        statuses = {name: self.status(name) for name in self._splits}
-        return "; ".join(
-            f"{name} {each.phase} {each.step} {each.weight}: {each.reason} {each.webhooks}"
-            for name, each in statuses.items()
-        )
+        return "; ".join(self._line(name, self.status(name)) for name in self._splits)
+
+    def _line(self, name: str, status: CanarySplitStatus) -> str:
+        metrics = [(metric.name, metric.n, metric.evidence) for metric in status.metrics]
+        where = f"{name} {status.phase} {status.step} {status.weight}: {status.reason}"
+        return f"{where} discount={status.evidence_discount} {metrics} {status.webhooks}"
 
     async def phase(self, name: str, phase: Phase, seconds: float = 30.0) -> float:
         """Wait until a rollout is in a phase."""

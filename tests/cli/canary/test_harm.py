@@ -58,8 +58,8 @@ async def test_harm_of_every_kind_is_taken_back_within_seconds(
     async with stage:
         faults = stage.mock().faults
         faults.add(model="errors-candidate", error="server_error", percent=30)
-        faults.add(model="slow-stable", latency_seconds="lognormal(0.1,0.2)")
-        faults.add(model="slow-candidate", latency_seconds="lognormal(0.2,0.2)")
+        faults.add(model="slow-stable", latency_seconds="lognormal(0.2,0.1)")
+        faults.add(model="slow-candidate", latency_seconds="lognormal(0.4,0.1)")
         for model, tokens in (("dear-stable", 40), ("dear-candidate", 80)):
             faults.add(model=model, output_tokens=tokens)
             faults.add(model=model, output_tokens=tokens + 10, percent=50)

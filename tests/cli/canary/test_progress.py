@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from sluice_core.api.canarysplit_status import Phase
 
 RAMP = {
@@ -49,13 +51,18 @@ async def healthy(stage: Any, returns: Callable[[Any], list[str]]) -> None:
     print(f"healthy: the version before was back {seconds:.1f} s after the edit")
 
 
-async def approved(stage: Any, judge: Any) -> None:
+async def approved(stage: Any, judge: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """A required judge that says Wait holds the step past its bake time; its Pass lets it end."""
     async with stage.traffic("approved", 20):
         await stage.until(lambda: len(judge.asked.get("approval", ())) >= 3, "three questions to the approval system")
         await stage.until(lambda: "waiting for approval" in stage.status("approved").reason, "the wait for approval")
         status = stage.status("approved")
         assert (status.phase, status.step, status.webhooks[0].message) == (Phase.PROGRESSING, "1/2", "ask Mary")
+        capsys.readouterr()
+        await stage.ask("status", "approved")
+        shown = capsys.readouterr().out
+        for part in ("errorRate", "errorCeiling", "EVIDENCE", "approval", "ask Mary", "not before", "run this policy"):
+            assert part in shown, shown
         judge.says["approval"] = lambda question: ("Pass", "Mary agrees")
         await stage.phase("approved", Phase.PROMOTED)
     steps = Counter(question["step"] for question in judge.asked["approval"])
@@ -84,7 +91,9 @@ async def blue_green(stage: Any, name: str, *, fails: bool) -> None:
         assert seen[-1].at - switched <= 10
 
 
-async def test_rollouts_that_go_forward(stage: Any, judge: Any, returns: Callable[[Any], list[str]]) -> None:
+async def test_rollouts_that_go_forward(
+    stage: Any, judge: Any, returns: Callable[[Any], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Healthy, approved by a person, blue/green that holds and blue/green that returns by itself."""
     judge.says["approval"] = lambda question: ("Wait", "ask Mary")
     approval = {"name": "approval", "url": f"{judge.url}approval", "intervalSeconds": 1}
@@ -106,7 +115,7 @@ async def test_rollouts_that_go_forward(stage: Any, judge: Any, returns: Callabl
     async with stage:
         await asyncio.gather(
             healthy(stage, returns),
-            approved(stage, judge),
+            approved(stage, judge, capsys),
             blue_green(stage, "bluegreen", fails=False),
             blue_green(stage, "switchback", fails=True),
         )

@@ -1,4 +1,39 @@
-"""What users of the pod-rollout tools have asked for or complained about, as stories."""
+"""What users of the pod-rollout tools have asked for or complained about, as stories, and where each is proved.
+
+Stories named here are tests of this module, `test_aNN_...`; "real" ones are played once more over real calls, with a
+real sidecar, in tests/cli/canary.
+
+| story | what must hold | test |
+|---|---|---|
+| A1 | no traffic neither promotes nor rolls back | a01; real: test_holds |
+| A2 | one error of few requests is no harm | a02 |
+| A3 | the reason has the figures | a03; real: test_harm |
+| A4, A5 | conditions for `kubectl wait`, Helm and Flux | a04_a05; tests/operator/test_rollouts |
+| A6, A7 | step, weight and time left are shown | a06_a07; real: test_progress (`sluice status`) |
+| A8 | promoting goes past an inconclusive step | a08 |
+| A9 | an advisory metric informs only | a09 |
+| A10 | a stale read decides the same; tokens are carried out once | a10; test_states: restart at any tick |
+| A11 | control by annotation, not by status | a11_a24, a11; real: test_steering |
+| A12 | a new revision restarts cleanly | a12 (both); real: test_steering |
+| A13 | what failed is not tried again by itself | a13_a29, a13; real: test_steering, test_kill |
+| A14 | a new revision after a failure starts at once | a14 |
+| A15 | a bad stable arm holds, a person may promote | a15 (both); real: test_holds |
+| A16 | the deadline fires in every phase | a16 (both) |
+| A17 | harm acts while paused, gated, watched | a17_a25 |
+| A18 | a gate before the first step is no restart | a18 |
+| A19 | no metrics is said, not passed over | a19 |
+| A20 | an error is never a pass | a20 (both); tests/operator/test_webhooks |
+| A21 | the revision is the content alone | a21 |
+| A22 | edits of steps and limits count at once | a22 |
+| A23 | abort works at any time | a23; real: test_steering |
+| A24 | approval is one command | a11_a24; real: test_steering, test_progress (by webhook) |
+| A25 | rollback after promotion; instant return | a17_a25, a25; real: test_progress |
+| A26 | limits are relative to stable | a26 |
+| A27 | a ramp moves users to the candidate only | test_split.test_a27; real: test_progress, test_kill |
+| A28 | the shown weight is the weight in effect | a28; tests/operator/test_rollouts |
+| A29 | the spec is never written; applying again changes nothing | a13_a29; tests/operator/test_rollouts |
+| A30 | model and prompt rollouts, sticky, with automatic return | a30; real: test_harm, test_progress, test_holds |
+"""
 
 from __future__ import annotations
 
