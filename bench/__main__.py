@@ -101,7 +101,7 @@ def measure(plan: Plan, results: Results, *, quick: bool) -> None:
         UnfitError: something answered wrongly.
     """
     cores = available_cores()
-    names = [PASSTHROUGH, BARE, GOVERNED] if quick else installed()
+    names = [PASSTHROUGH, GOVERNED] if quick else installed()
     with upstream(cores) as port, all_targets(port, cores, names) as targets:
         _say("calls")
         if not quick:
