@@ -80,7 +80,9 @@ def _schema_errors(schema: Schema, value: Any, path: str) -> Iterable[FieldError
         return
     actual = _type_of(value)
     if actual != expected and not (expected == "number" and actual == "integer"):
-        shown = json.dumps(actual)
+        # A fraction is told of in the words of the format that it does not have.
+        fraction = expected == "integer" and actual == "number"
+        shown, expected = ('"float64"', "int64") if fraction else (json.dumps(actual), expected)
         detail = f"{path} in body must be of type {expected}: {shown}"
         yield FieldError(path=path, message=f"Invalid value: {shown}: {detail}")
         return
@@ -131,7 +133,7 @@ def _duplicates(keys: list[str], items: list[Any], path: str) -> Iterable[FieldE
             continue
         key = {name: item.get(name) for name in keys}
         if key in seen:
-            yield FieldError(path=f"{path}[{index}]", message=f"Duplicate value: {json.dumps(key, ensure_ascii=False)}")
+            yield FieldError(path=f"{path}[{index}]", message=f"Duplicate value: {_compact(key)}")
         seen.append(key)
 
 
@@ -170,7 +172,9 @@ def _rule_errors(schema: Schema, value: Any, path: str, evaluate: Evaluate) -> I
         except RuleError as error:
             message = f"rule cannot be evaluated: {error}"
         if message is not None:
-            yield FieldError(path=path, message=f'Invalid value: "{schema["type"]}": {message}')
+            # Of an object or a list the API server does not repeat the content.
+            shown = "" if schema["type"] in ("object", "array") else f" {_shown(value)}:"
+            yield FieldError(path=path, message=f"Invalid value:{shown} {message}")
     if isinstance(value, Mapping):
         for name, inner in schema.get("properties", {}).items():
             if name in value:
@@ -204,6 +208,10 @@ def _invalid(path: str, value: Any, detail: str) -> FieldError:
 
 def _unknown(path: str) -> FieldError:
     return FieldError(path=path, message=f'unknown field "{path}"')
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _shown(value: Any) -> str:
