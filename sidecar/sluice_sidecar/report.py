@@ -9,6 +9,7 @@ import msgspec
 
 from sluice_core.rollout.counts import ArmCounts
 from sluice_core.sync import AllocationGauge, BreakerGauge, PodRef, SyncRequest
+from sluice_sidecar.store.redis_store import RedisStore
 from sluice_sidecar.telemetry.metrics import Reading
 
 if TYPE_CHECKING:
@@ -84,10 +85,20 @@ def status(governor: Governor) -> dict[str, Any]:
             }
             for (upstream, model, credential), state, until in list(governor.breakers.not_closed())[:MAX_BREAKERS]
         ],
-        "limits": governor.admission.demands(now),
+        "limits": governor.admission.limits(now),
         "allocations": _gauges(governor, now),
         "arms": _counts(governor),
         "recordsDropped": governor.records.dropped,
+        "stores": [
+            {
+                "upstream": store.upstream,
+                "account": store.policy.name,
+                "error": store.error,
+                "secondsSinceSuccess": None if store.last_success is None else round(now - store.last_success, 1),
+                "learningSeconds": round(store.learning_seconds),
+            }
+            for store in governor.stores
+        ],
         "sync": None
         if sync is None
         else {
@@ -141,7 +152,20 @@ def readings(governor: Governor) -> Iterable[Reading]:
     yield "sluice_policy_reloads_total", "Policies put into force.", (), [((), float(governor.reloads))]
     yield "sluice_policy_rejections_total", "Policies rejected.", (), [((), float(governor.source.rejected))]
     yield "sluice_records_dropped_total", "Decision records lost.", (), [((), float(governor.records.dropped))]
+    stores = list(governor.stores)
+    for name, text, figures in (
+        ("sluice_store_healthy", "Whether the store answers.", [float(not each.error) for each in stores]),
+        ("sluice_store_calls_total", "Calls of the store.", [float(each.calls) for each in stores]),
+        ("sluice_store_failures_total", "Calls that it did not answer.", [float(each.failures) for each in stores]),
+        ("sluice_store_learning", "Whether a store is learning what is out.", [_learning(each) for each in stores]),
+    ):
+        labels = [(each.upstream,) for each in stores]
+        yield name, text, ("upstream",), list(zip(labels, figures, strict=True))
     yield "sluice_sync_healthy", "Whether the sync channel works.", (), [((), _sync_healthy(governor))]
+
+
+def _learning(store: RedisStore) -> float:
+    return float(store.learning_seconds > 0)
 
 
 def _sync_healthy(governor: Governor) -> float:
