@@ -32,6 +32,9 @@ from sluice_sidecar.websocket import is_websocket
 
 log = structlog.get_logger()
 
+_NEVER_PASSED = frozenset({"CONNECT", "TRACE"})
+"""The one would turn the upstream's connection into a tunnel, the other would show the application our key."""
+
 
 class Proxy:
     """Serves the application's calls."""
@@ -105,6 +108,9 @@ class Proxy:
             target = parse(request.raw_path)
         except BadTargetError as error:
             await _answer(downstream, refuse(RefusalCode.INVALID_REQUEST, f"{error}."))
+            return None
+        if request.method in _NEVER_PASSED:
+            await _answer(downstream, refuse(RefusalCode.INVALID_REQUEST, f"{request.method} is not passed on."))
             return None
         if target is None:
             await self._own_page(request, downstream)

@@ -153,6 +153,15 @@ def test_fields_of_one_hop_stay_on_it(start: Any, policies: Any, echo: str) -> N
     assert not any(line.startswith(("x-listed", "keep-alive", "x-sluice-arm")) for line in received)
 
 
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE"])
+def test_methods_that_tunnel_or_echo_are_not_passed_on(plain: Any, mock: Any, method: str) -> None:
+    """No tunnel through the upstream's connection, and no echo of a request that carries our key."""
+    answer = exchange(plain.port, get("/v1/models").replace(b"GET", method.encode(), 1))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"is not passed on" in answer
+    assert len(mock.ledger) == 0
+
+
 @pytest.mark.parametrize("size", [40_000, 400_000])
 def test_huge_headers_are_refused(plain: Any, mock: Any, size: int) -> None:
     """A field beyond the bound gets a 400, and the process goes on."""

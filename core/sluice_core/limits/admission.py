@@ -176,11 +176,15 @@ class Admission:
         Accounts that are kept in another store are left out: their leases come from there.
         """
         accounts = (account for account in self._accounts.values() if account.store is StoreType.LEASES)
-        return tuple(demand for account in accounts for demand in _demands(account, now))
+        return tuple(demand for account in accounts for demand in _reported(account, now))
 
     def demands_of(self, upstream: str, now: float) -> tuple[Demand, ...]:
         """Return what this pod holds and wants of one account, for whoever leases it."""
-        return _demands(self._accounts[upstream], now)
+        return _reported(self._accounts[upstream], now)
+
+    def limits(self, now: float) -> tuple[Demand, ...]:
+        """Return what this pod holds and wants of every account, for people. It is no report: no lease answers it."""
+        return tuple(demand for account in self._accounts.values() for _, demand in _demands(account, now))
 
     def apply_leases(self, leases: Sequence[Lease], *, sent_at: float) -> None:
         """Put leases into force. `sent_at` is when the report was sent that they answer; it must be the latest one."""
@@ -246,19 +250,25 @@ def _obstruction(meters: tuple[Meter, ...], amounts: tuple[int, ...], now: float
     return worst
 
 
-def _demands(account: Account, now: float) -> tuple[Demand, ...]:
-    return tuple(_demand(meter, now) for meter in account.meters.values() if meter.allowance.ceiling)
+def _reported(account: Account, now: float) -> tuple[Demand, ...]:
+    demands = _demands(account, now)
+    for meter, demand in demands:
+        meter.allowance.reported = demand.wanted
+    return tuple(demand for _, demand in demands)
+
+
+def _demands(account: Account, now: float) -> tuple[tuple[Meter, Demand], ...]:
+    return tuple((meter, _demand(meter, now)) for meter in account.meters.values() if meter.allowance.ceiling)
 
 
 def _demand(meter: Meter, now: float) -> Demand:
     allowance = meter.allowance
-    used, wanted = meter.used(now), meter.wanted(now)
-    allowance.reported = wanted
+    used = meter.used(now)
     return Demand(
         limit=meter.name,
         held=max(used, allowance.leased(now), allowance.safe),
         used=used,
-        wanted=wanted,
+        wanted=meter.wanted(now),
         safe=allowance.safe,
         least=meter.largest_waiting,
     )

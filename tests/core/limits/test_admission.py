@@ -232,6 +232,19 @@ def test_a_lease_counts_from_when_the_report_was_sent_and_ends_in_the_safe_share
     assert isinstance(admission.reserve(UP, Ask(), 66.0), Wait)
 
 
+def test_looking_at_the_limits_is_no_report() -> None:
+    """What is shown to people changes nothing of what the next answer is taken to be an answer to."""
+    admission = Admission()
+    admission.configure(policy(limits(requests_per_minute=100)))
+    meter = admission.account(UP).meters["", Dimension.REQUESTS]
+    reported = admission.demands(0.0)
+    admission.wait(UP, Ask())
+    assert [each.limit for each in admission.limits(0.0)] == [each.limit for each in reported]
+    assert admission.limits(0.0)[0].wanted > reported[0].wanted
+    admission.apply_leases([Lease(limit=meter.name, amount=1, ttl_seconds=30.0)], sent_at=0.0)
+    assert meter.allowance.answered == reported[0].wanted
+
+
 def test_a_lease_of_another_allocation_does_not_count() -> None:
     """A pod whose allocation changes goes back to its safe share until it is leased something there."""
     admission = Admission()
