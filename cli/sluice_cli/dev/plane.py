@@ -79,7 +79,10 @@ class LocalPlane:
         return compiled
 
     def _compile(self, resources: tuple[AnyResource, ...], pods: PodLabels) -> Compiled:
-        return compile_namespaces(resources, {namespace: {} for namespace in pods}, pods)
+        labels = self.store.namespaces
+        concerned = {namespace: labels.get(namespace, {}) for namespace in pods}
+        others = {namespace: each for namespace, each in labels.items() if namespace not in concerned}
+        return compile_namespaces(resources, concerned, pods, others=others)
 
     def _with_status(self, resource: AnyResource) -> AnyResource:
         kind = type(resource).__name__
