@@ -128,6 +128,13 @@ class Clusters(RuleBasedStateMachine):
             leases = slice_answer(call, self._execute(call)).leases
             pod.admission.apply_leases(leases, sent_at=sent_at)
 
+    @rule(index=st.integers(0, 99), count=st.integers(20, 120), tokens=st.integers(1, 200))
+    def pod_uses_all_it_can_get(self, index: int, count: int, tokens: int) -> None:
+        """A pod calls for more than it holds, takes slices, and uses them at once."""
+        self.pod_calls(index, count, tokens)
+        self.pod_takes_slices(index, 1)
+        self.pod_calls(index, count, tokens)
+
     @rule()
     def all_take_slices(self) -> None:
         """A round without trouble."""
