@@ -23,7 +23,7 @@ import structlog
 from sluice_operator import certificates
 from sluice_operator.certificates import Bundle
 from sluice_operator.cluster import ApiError, Cluster, ConflictError, NotFoundError, RefusedError
-from sluice_operator.kinds import MANAGED_LABELS, SECRETS, ResourceType
+from sluice_operator.kinds import RELEASE_LABELS, SECRETS, ResourceType
 
 WEBHOOKS: Final = ResourceType(
     "admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", namespaced=False
@@ -141,7 +141,7 @@ class CertificateKeeper:
         if secret is not None:
             await self._cluster.replace(SECRETS, self._namespace, self._secret, {**secret, "data": data})
             return
-        metadata = {"name": self._secret, "namespace": self._namespace, "labels": MANAGED_LABELS}
+        metadata = {"name": self._secret, "namespace": self._namespace, "labels": RELEASE_LABELS}
         await self._cluster.create(SECRETS, self._namespace, {"metadata": metadata, "type": "Opaque", "data": data})
 
     async def _have_trusted(self, webhook: str, authorities: str) -> None:

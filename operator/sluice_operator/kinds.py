@@ -59,3 +59,6 @@ FIELD_MANAGER: Final = "sluice-operator"
 INJECT_LABEL: Final = "sluice.dev/inject"
 SIDECAR_CONTAINER: Final = "sluice"
 MANAGED_LABELS: Final = {"app.kubernetes.io/managed-by": "sluice", "app.kubernetes.io/part-of": "sluice"}
+RELEASE_LABELS: Final = {"app.kubernetes.io/part-of": "sluice"}
+"""Of objects that belong to the chart's release, and that are made anew when somebody deletes them. A label that says
+otherwise than the chart who manages them would be a conflict at its next upgrade, and fail it."""

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from sluice_operator.cluster import ApiError, Cluster, ConflictError, NotFoundError
-from sluice_operator.kinds import LEASES, MANAGED_LABELS
+from sluice_operator.kinds import LEASES, RELEASE_LABELS
 
 DURATION_SECONDS: Final = 15
 RENEW_DEADLINE_SECONDS: Final = 10.0
@@ -167,7 +167,7 @@ class Leadership:
             LEASES,
             self._namespace,
             {
-                "metadata": {"name": self._name, "namespace": self._namespace, "labels": MANAGED_LABELS},
+                "metadata": {"name": self._name, "namespace": self._namespace, "labels": RELEASE_LABELS},
                 "spec": {
                     "holderIdentity": self._identity,
                     "leaseDurationSeconds": DURATION_SECONDS,

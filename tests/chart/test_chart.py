@@ -15,6 +15,7 @@ import yaml
 from sluice_operator import injector_permissions, permissions, settings
 from sluice_operator.injector_main import read_environment
 from sluice_operator.injector_settings import InjectorSettings, decode
+from sluice_operator.kinds import RELEASE_LABELS
 
 from .rendering import CHART, NAMESPACE, ROOT, Json, Schema, find, helm, pod_specs, render, require_tools
 
@@ -109,6 +110,14 @@ def test_everything_belongs_to_the_release(values: Json) -> None:
         assert labels["app.kubernetes.io/part-of"] == "sluice"
         assert labels["app.kubernetes.io/managed-by"] == "Helm"
         assert item["metadata"].get("namespace", NAMESPACE) == NAMESPACE
+
+
+@pytest.mark.parametrize(("kind", "name"), [("Secret", "sluice-certificates"), ("Lease", "sluice-operator")])
+def test_what_is_made_anew_is_labelled_as_the_release_labels_it(kind: str, name: str) -> None:
+    """An object of the release that a program makes anew after a deletion is no conflict at the next upgrade."""
+    labels = find(render({}), kind, name)["metadata"]["labels"]
+
+    assert labels.items() >= RELEASE_LABELS.items()
 
 
 def test_no_two_objects_have_one_name() -> None:

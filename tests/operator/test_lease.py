@@ -8,7 +8,7 @@ import pytest
 from kubernetes.aio.client import Configuration
 
 from sluice_operator.cluster import Cluster
-from sluice_operator.kinds import LEASES
+from sluice_operator.kinds import LEASES, RELEASE_LABELS
 from sluice_operator.lease import Leadership
 
 
@@ -26,7 +26,8 @@ async def test_the_first_replica_leads_and_the_second_stands_by(campaigner, api)
     await first.campaign()
     await second.campaign()
     assert (first.leading, second.leading) == (True, False)
-    assert api.object(LEASES, "sluice-operator", "sluice-system")["spec"]["holderIdentity"] == "a"
+    lease = api.object(LEASES, "sluice-operator", "sluice-system")
+    assert (lease["spec"]["holderIdentity"], lease["metadata"]["labels"]) == ("a", RELEASE_LABELS)
 
 
 async def test_a_standby_takes_over_within_twenty_seconds_of_silence(campaigner, clock, api):

@@ -12,7 +12,7 @@ import pytest
 
 from sluice_operator.certificates_keeper import WEBHOOKS, CertificateKeeper
 from sluice_operator.cluster import Cluster, UnavailableError
-from sluice_operator.kinds import SECRETS
+from sluice_operator.kinds import RELEASE_LABELS, SECRETS
 
 NAMESPACE = "sluice-system"
 NAMES = ("sluice-injector.sluice-system.svc",)
@@ -132,6 +132,7 @@ async def test_a_deleted_secret_comes_back_and_the_old_authority_stays_trusted(
 
     await first.look()
 
+    assert api.object(SECRETS, "sluice-certificates", NAMESPACE)["metadata"]["labels"] == RELEASE_LABELS
     assert await _served(first, _trusted(api)[0])
     assert await _served(second, _trusted(api)[0])
 
