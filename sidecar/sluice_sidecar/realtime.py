@@ -7,12 +7,12 @@ import msgspec
 from aiohttp import web
 from msgspec import Raw
 
-from sluice_core.answer import read_usage
+from sluice_core.answer import Answer, read_usage
 from sluice_core.classify import classify_response
 from sluice_core.errors import RefusalCode, refuse
 from sluice_core.records import Outcome
 from sluice_core.usage import Usage
-from sluice_sidecar.attempt import failure_of
+from sluice_sidecar.attempt import Whole, failure_of
 from sluice_sidecar.call import Call
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.grant import Grant
@@ -23,6 +23,7 @@ from sluice_sidecar.settle import price
 from sluice_sidecar.steering import Candidate
 from sluice_sidecar.transport import TransportError
 from sluice_sidecar.websocket import MAX_MESSAGE_BYTES, is_handshake_field, protocols, relay
+from sluice_sidecar.websocket_dialer import DeclinedError
 
 
 class _Response(msgspec.Struct, frozen=True, gc=False):
@@ -74,18 +75,32 @@ async def _connect(call: Call, request: web.BaseRequest, grant: Grant) -> aiohtt
     fields = [field for field in sent if not is_handshake_field(field[0])]
     try:
         return await upstream.websockets.dial(upstream.base + call.target.suffix, fields, protocols(request))
-    except aiohttp.WSServerHandshakeError as error:
-        failure = classify_response(error.status, {}, b"")
-        call.status = error.status
-        if failure is not None:
-            grant.failed(failure)
-        raise RefusedError(
-            refuse(RefusalCode.UPSTREAM_INVALID_RESPONSE, f"The upstream declined the WebSocket with {error.status}.")
-        ) from None
+    except DeclinedError as declined:
+        raise _declined(grant, declined) from None
     except TransportError as error:
         failure = failure_of(error)
         grant.failed(failure)
         raise RefusedError(unanswered(failure, upstream.policy.key), failure.outcome) from None
+
+
+def _declined(grant: Grant, declined: DeclinedError) -> RefusedError:
+    """Show the application what the upstream said instead of opening a WebSocket."""
+    first = {name.lower(): value for name, value in reversed(declined.fields)}
+    failure = classify_response(declined.status, first, declined.body)
+    if failure is not None:
+        grant.failed(failure)
+    said = f"The upstream declined the WebSocket with {declined.status}."
+    return RefusedError(
+        refuse(RefusalCode.UPSTREAM_INVALID_RESPONSE, said),
+        failure.outcome if failure is not None else Outcome.PROVIDER_ERROR,
+        shown=Whole(
+            status=declined.status,
+            reason=declined.reason,
+            fields=declined.fields,
+            body=declined.body,
+            answer=Answer(failure=failure),
+        ),
+    )
 
 
 class _Meter:

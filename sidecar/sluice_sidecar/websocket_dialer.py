@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ssl
 
 import aiohttp
@@ -15,6 +17,36 @@ from sluice_sidecar.websocket import MAX_MESSAGE_BYTES
 
 MAX_CONNECTIONS = 1000
 _NOTHING_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+MAX_DECLINED_BYTES = 1024 * 1024
+DECLINED_SECONDS = 5.0
+
+
+class DeclinedError(Exception):
+    """The upstream answered the handshake with a plain HTTP answer, which is kept as it came."""
+
+    def __init__(self, status: int, reason: str, fields: list[Field], body: bytes) -> None:
+        super().__init__(f"declined with {status}")
+        self.status = status
+        self.reason = reason
+        self.fields = fields
+        self.body = body
+
+
+async def _take_declined(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Take any answer but an open WebSocket out of aiohttp's hands: it would follow a redirect, and drop the body."""
+    response = await handler(request)
+    if response.status == 101:
+        return response
+    body = bytearray()
+    try:
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+            async with asyncio.timeout(DECLINED_SECONDS):
+                while len(body) < MAX_DECLINED_BYTES and (part := await response.content.readany()):
+                    body += part
+    finally:
+        response.close()
+    fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers]
+    raise DeclinedError(response.status, response.reason or "", fields, bytes(body))
 
 
 class WebSocketDialer:
@@ -30,7 +62,7 @@ class WebSocketDialer:
 
         Raises:
             TransportError: the upstream cannot be reached.
-            aiohttp.WSServerHandshakeError: it answered with a plain HTTP error.
+            DeclinedError: it answered with plain HTTP.
         """
         if self._session is None:
             self._session = self._new_session()
@@ -44,7 +76,7 @@ class WebSocketDialer:
                 autoclose=False,
             )
         except aiohttp.WSServerHandshakeError:
-            raise
+            raise TransportError(Outcome.CONNECTION_ERROR, "malformed_response") from None
         except TimeoutError:
             raise TransportError(Outcome.TIMEOUT, "connect_timeout") from None
         except (aiohttp.ClientError, OSError, ValueError):
@@ -56,6 +88,8 @@ class WebSocketDialer:
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=60.0),
             cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            middlewares=(_take_declined,),
             skip_auto_headers=_NOTHING_ADDED,
             trust_env=False,
         )

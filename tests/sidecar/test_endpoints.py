@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -170,20 +171,52 @@ async def test_realtime_over_a_websocket(plain: Any, mock: Any) -> None:
     assert mock.ledger.last.key_name == "primary"
 
 
-def test_a_websocket_that_the_upstream_declines_is_declined(plain: Any, mock: Any) -> None:
-    """The refusal is a plain HTTP answer with the upstream's status."""
+def handshake(port: int) -> tuple[int, dict[str, str], bytes]:
+    """Ask for a WebSocket; return the plain HTTP answer."""
     import http.client
 
-    mock.faults.add(error="model_not_found")
-    connection = http.client.HTTPConnection("127.0.0.1", plain.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     connection.request(
         "GET", "/v1/realtime?model=none", headers={**upgrade, "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
     )
     answer = connection.getresponse()
-    assert answer.status in (404, 502)
-    assert json.loads(answer.read())["error"]["code"]
+    found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
     connection.close()
+    return found
+
+
+def test_a_websocket_that_the_upstream_declines_is_declined(plain: Any, mock: Any) -> None:
+    """The application gets the upstream's own answer: its status, headers and body."""
+    mock.faults.add(error="rate_limit_exceeded", retry_after="7")
+    status, fields, body = handshake(plain.port)
+    assert (status, fields["retry-after"]) == (429, "7")
+    assert json.loads(body)["error"]["code"] == "rate_limit_exceeded"
+    assert plain.record(fields["x-sluice-call-id"])["outcome"] == "Throttled"
+
+
+def test_a_websocket_follows_no_redirect(start: Any, mock: Any, loop_thread: Any) -> None:
+    """A redirect of the handshake is passed on as it is: nothing goes anywhere else, with a key or without."""
+    from aiohttp import web
+
+    asked: list[str] = []
+
+    async def redirect(request: web.BaseRequest) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=307, headers={"Location": f"{mock.base_url}/realtime?model=gpt-realtime"})
+
+    async def serve() -> Any:
+        runner = web.ServerRunner(web.Server(redirect))
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner
+
+    runner = loop_thread.run(serve())
+    sidecar = start(sys.modules["policies"].plain(f"http://127.0.0.1:{runner.addresses[0][1]}/v1"))
+    status, _, _ = handshake(sidecar.port)
+    loop_thread.run(runner.cleanup())
+    assert (status, asked) == (307, ["/v1/realtime"])
+    assert len(mock.ledger) == 0
 
 
 def test_the_usage_of_a_background_response_is_booked_once(plain: Any, mock: Any, client: Client) -> None:
