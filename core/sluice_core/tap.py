@@ -97,7 +97,8 @@ class StreamTap:
 
     `feed` returns the bytes for the client, `end` the last of them; after `end`, a stream that broke off before its
     terminal event has `failure` set to a truncation. `content_seen` turns true with the first event that a client would
-    notice as an answer: until then another upstream may still take over.
+    notice as an answer: until then another upstream may still take over. `deltas` counts the pieces of content, which
+    carry about one token each.
     """
 
     __slots__ = (
@@ -107,6 +108,7 @@ class StreamTap:
         "_splitter",
         "_strip",
         "content_seen",
+        "deltas",
         "endpoint",
         "failure",
         "response_id",
@@ -126,6 +128,7 @@ class StreamTap:
         self.response_id: str | None = None
         self.response_status: str | None = None
         self.content_seen = False
+        self.deltas = 0
         self.terminal_seen = False
         self._finish_reasons: dict[int, str] = {}
         self._last_event = b""
@@ -189,6 +192,7 @@ class StreamTap:
                 delta = None  # several lines, or not a choice stream
             if delta is not None and _is_plain(delta):
                 self._last_event = event
+                self.deltas += 1
                 return _without_null(event) if self._strip and len(delta.usage) else event
         self._read(event)
         if self._strip and b'"usage"' in event and type(event) is not Fragment:
@@ -201,6 +205,7 @@ class StreamTap:
             return
         self._last_event = event
         if self.content_seen and event.startswith(b"event: response.") and event.find(b".delta\n", 0, 96) > 0:
+            self.deltas += 1
             return
         name, data = event_fields(event)
         if not data:
@@ -243,14 +248,16 @@ class StreamTap:
             if choice.finish_reason is not None:
                 self._finish_reasons[choice.index] = choice.finish_reason
                 self.content_seen = True
-            elif not self.content_seen:
-                self.content_seen = _has_content(choice)
+            elif not self.content_seen and _has_content(choice):
+                self.content_seen = True
+                self.deltas += 1
 
     def _learn_typed(self, kind: str, chunk: _Chunk) -> None:
         if chunk.response is not None:
             self._learn_response(chunk.response)
         if kind not in _PREFACE_TYPES:
             self.content_seen = True
+            self.deltas += kind.endswith(".delta")
         if kind in _TERMINAL_TYPES or kind.endswith(_TERMINAL_SUFFIXES):
             self.terminal_seen = True
 

@@ -79,6 +79,7 @@ class Call:
         "shrunk",
         "started",
         "status",
+        "streamed_deltas",
         "target",
         "target_name",
         "traceparent",
@@ -151,6 +152,7 @@ class Call:
         self.status = 0
         self.outcome: Outcome | None = None
         self.error_code: str | None = None
+        self.streamed_deltas = 0
         self.usage: Usage | None = None
         self.usage_estimated = False
         self.cost_usd_micros: int | None = None

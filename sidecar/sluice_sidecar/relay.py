@@ -97,6 +97,7 @@ async def relay_stream(call: Call, stream: Stream, extra: list[Field]) -> Failur
         raise
     finally:
         learn(call, stream_answer(tap))
+        call.streamed_deltas = tap.deltas
         if ended:
             response.release()
         else:

@@ -9,16 +9,12 @@ from sluice_sidecar.call import Call
 from sluice_sidecar.governor import Governor
 from sluice_sidecar.grant import Grant
 
-_BYTES_PER_STREAMED_TOKEN = 200
-"""An event of a stream carries about one token in about this many bytes: a rule of thumb for streams without usage."""
-
 
 def price(call: Call, grant: Grant, *, finished: bool) -> None:
     """Price what the call used. Of an answer that broke off or that nobody waited for, usage is estimated."""
     if call.usage is None and call.generating and not finished and call.status < 400:
         call.usage_estimated = True
-        streamed = call.downstream.bytes_written // _BYTES_PER_STREAMED_TOKEN if call.facts.stream else 0
-        call.usage = Usage(input_tokens=call.estimated_input_tokens, output_tokens=streamed)
+        call.usage = Usage(input_tokens=call.estimated_input_tokens, output_tokens=call.streamed_deltas)
     if call.usage is not None:
         model = call.served_model or grant.model
         call.cost_usd_micros = grant.upstream.prices.cost_usd_micros(

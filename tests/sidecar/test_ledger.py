@@ -117,3 +117,26 @@ def _compare_completed(records: list[dict[str, Any]], mock: Any) -> None:
             billed, entry.model_served, entry.tier_served, record["time"]
         )
     assert compared > CALLS // 2
+
+
+@pytest.mark.parametrize("kind", ["chat", "responses"])
+async def test_a_stream_that_was_left_is_booked_close_to_what_is_billed(
+    start: Any, mock: Any, policies: Any, kind: str
+) -> None:
+    """No usage was reported, so that the pieces that came are counted: about one token each."""
+    sidecar = await asyncio.to_thread(start, policies.plain(mock.base_url))
+    mock.faults.add(output_tokens=200, gap_seconds=0.005)
+    async with openai.AsyncOpenAI(base_url=sidecar.base_url, api_key="x", max_retries=0, timeout=30) as api:
+        stream: Any
+        if kind == "chat":
+            stream = await api.chat.completions.create(model="gpt-4.1", messages=MESSAGES, stream=True)
+        else:
+            stream = await api.responses.create(model="gpt-4.1", input="hello", stream=True)
+        for _ in range(40):
+            await anext(stream)
+        await stream.close()
+        record = (await asyncio.to_thread(sidecar.records, 1))[0]
+    await asyncio.to_thread(sidecar.wait_until, lambda: mock.ledger.last.usage is not None)
+    assert record["outcome"] == "ClientClosed"
+    assert record["usageEstimated"]
+    assert abs(record["usage"]["outputTokens"] - mock.ledger.last.usage.output_tokens) <= 4
