@@ -22,6 +22,7 @@ PLANNED_PODS = 4  # of each allocation
 WINDOW_SECONDS = 60.0
 HOLD_SECONDS = 20 + 30.0
 # For so long a limit that was lowered may still be exceeded: leases run out, then permits leave the window.
+CALL_SECONDS = 20
 GRACE_SECONDS = 30.0 + 60.25 + HOLD_SECONDS
 
 
@@ -66,9 +67,10 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 3.0, 5.0, 15.0, 31.0, 61.0]))
     def time_passes(self, seconds: float) -> None:
-        """Everybody's clock moves on, and calls that wait get their turn."""
+        """Everybody's clock moves on: calls end at their deadline, and those that wait get their turn."""
         self.now += seconds
         for pod in self.pods:
+            self._end_overdue(pod)
             self._serve(pod)
 
     @rule(
@@ -227,6 +229,14 @@ class Fleet(RuleBasedStateMachine):
         self.entries[id(admitted)] = entry
         pod.in_flight.append(admitted)
 
+    def _end_overdue(self, pod: Pod) -> None:
+        """No call outlives its deadline; that is what slots that come back by themselves rely on."""
+        for admitted in [each for each in pod.in_flight if self.now - self.entries[id(each)][0] >= CALL_SECONDS]:
+            pod.in_flight.remove(admitted)
+            self.entries.pop(id(admitted))
+            tokens = admitted.reservation.ask.tokens
+            pod.admission.settle(admitted.reservation, tokens=tokens, usd_micros=None, now=self._now(pod))
+
     def _serve(self, pod: Pod) -> None:
         for outcome in pod.line.ready(self._now(pod)):
             if isinstance(outcome, Ready):
@@ -275,7 +285,7 @@ class Fleet(RuleBasedStateMachine):
 
     def _whole(self) -> tuple[UpstreamPolicy, QuotaPolicy]:
         upstream = UpstreamPolicy(
-            key=UPSTREAM, base_url="http://x", limits=self.limits, timeouts=Timeouts(total_seconds=20)
+            key=UPSTREAM, base_url="http://x", limits=self.limits, timeouts=Timeouts(total_seconds=CALL_SECONDS)
         )
         return upstream, self.policy
 
