@@ -35,8 +35,8 @@ class Scripted:
         question = Question(name="quality", url="http://x", timeout_seconds=1, revision=status.revision, step=1)
         return Plan(status=status, events=(event,), questions=(question,), urgent=True)
 
-    def ask(self, split, questions) -> None:
-        self.asked += [split for _ in questions]
+    def stored(self, split, plan) -> None:
+        self.asked += [split for _ in plan.questions]
 
     def keep(self, splits) -> None:
         pass
