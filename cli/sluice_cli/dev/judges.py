@@ -1,4 +1,4 @@
-"""The Authorization headers of webhooks in local mode, where there are no Secrets: environment variables."""
+"""What stands for Secrets in local mode, of webhooks and of stores: environment variables."""
 
 from __future__ import annotations
 

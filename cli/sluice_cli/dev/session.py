@@ -172,7 +172,7 @@ class Session:
     def _mount(self, compiled: Compiled) -> None:
         for name, sidecar in self.sidecars.items():
             snapshot = compiled.snapshots[sidecar.workload.namespace]
-            keys = self._upstreams.keys(snapshot) | store_passwords(snapshot)
+            keys = self._upstreams.keys(snapshot) | store_passwords(self.store.resources)
             if self._mounted.get(name) == (snapshot.revision, keys):
                 continue
             self._mounted[name] = (snapshot.revision, keys)

@@ -8,15 +8,17 @@ from typing import Protocol
 
 import msgspec
 
+from sluice_cli.dev.judges import variable_of
 from sluice_cli.mock import MockOpenAI
 from sluice_core.api.base import SecretKeyRef
 from sluice_core.api.manifests import AnyResource
+from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.api.upstream import Credential, Upstream
+from sluice_core.compile.upstreams import store_password_file
 from sluice_core.snapshot import Snapshot
 
 MOCK_KEY = "sk-mock"
 MAX_UPSTREAMS = 16
-STORE_PASSWORD_VARIABLE = "SLUICE_STORE_PASSWORD"  # noqa: S105 - the name of a variable
 
 
 class Upstreams(Protocol):
@@ -101,7 +103,12 @@ class RealUpstreams:
         """Nothing was started."""
 
 
-def store_passwords(snapshot: Snapshot) -> dict[str, bytes]:
-    """Return the files that stand for the Secrets of stores: the one password that the environment has."""
-    password = os.environ.get(STORE_PASSWORD_VARIABLE, "").encode()
-    return {quota.store.password_file: password for quota in snapshot.quotas if quota.store.password_file is not None}
+def store_passwords(resources: Iterable[AnyResource]) -> dict[str, bytes]:
+    """Return the files that stand for the Secrets of stores, from the environment of `sluice dev`."""
+    found = {}
+    for resource in resources:
+        secret = resource.spec.store.secret_ref if isinstance(resource, QuotaAllocation) else None
+        if secret is not None:
+            file = store_password_file(resource.metadata.namespace, resource.metadata.name)
+            found[file] = os.environ.get(variable_of(secret), "").encode()
+    return found

@@ -411,3 +411,25 @@ def test_every_problem_names_a_field_and_a_mend() -> None:
         assert "\n" not in problem.message
         assert ";" in problem.message
     assert list(result.problems) == sorted(result.problems)
+
+
+def test_a_store_is_named_with_its_password_by_file_and_its_share_of_safety() -> None:
+    """Clusters that share an account divide what a pod may use without a slice; the Secret's name stays behind."""
+    store = {"type": "Redis", "url": "rediss://redis:6379/1", "secretRef": {"name": "redis", "key": "password"}}
+    limits = {"requestsPerMinute": 10_000}
+    chat = {"name": "chat", "sharePercent": 60, "workloads": CHAT}
+    pods = {"shop": [{"app": "chat"}]}
+
+    def policy(**more: Any) -> snapshot.QuotaPolicy:
+        resources = [upstream(limits=limits), quota("openai", chat, store=store | more)]
+        return compile_namespaces(resources, {"shop": {}}, pods).snapshots["shop"].quotas[0]
+
+    alone, third = policy(), policy(clusters=3, name="production")
+    assert alone.store.name == "shop/openai"
+    assert third.store.name == "production"
+    assert alone.store.password_file == "shop.openai._store"
+    assert (alone.allocations[0].safe.requests_per_minute, third.allocations[0].safe.requests_per_minute) == (300, 100)
+    assert alone.safe_reserve == 50 * 60 + 500, "five percent of the share, and half a percent for pods without one"
+    assert b"secretRef" not in snapshot.encode(
+        compile_namespaces([upstream(), quota(store=store)], {"shop": {}}).snapshots["shop"]
+    )

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluice_core.api.quotaallocation import Priority
+from sluice_core.api.quotaallocation import Priority, StoreType
 from sluice_core.api.upstream import Limits, ModelLimits
 from sluice_core.limits.allocator import Allocator, Granted
 from sluice_core.limits.keys import Dimension, LimitKey
 from sluice_core.limits.safe import safe_limits, safe_model_limits, safe_part
 from sluice_core.limits.shares import Share, draw_of, plan, water_level
-from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
+from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, StorePolicy, UpstreamPolicy
 from sluice_core.sync import Demand
 
 UP = "team/openai"
@@ -286,3 +286,22 @@ def test_safe_shares_of_all_allocations_fit_into_five_percent() -> None:
     kept = sum(safe_part(1_000_000, share) for share in SHARES.values())
     assert kept == 50_000
     assert safe_part(1_000_000, 0) == 5_000
+
+
+def test_limits_that_another_store_leases_are_not_leased_here_and_learned_on_return() -> None:
+    """What the other store gave out is unknown to the leader: it begins with what pods say that they hold."""
+    limits = Limits(tokens_per_minute=1000, requests_per_minute=0, requests_per_day=0, concurrency=0)
+    upstream = UpstreamPolicy(key=UP, base_url="http://x", limits=limits)
+    allocations = (AllocationPolicy(name="chat", share_percent=100),)
+    here = QuotaPolicy(key="q", upstream=UP, allocations=allocations)
+    elsewhere = QuotaPolicy(key="q", upstream=UP, allocations=allocations, store=StorePolicy(type=StoreType.REDIS))
+    leader = Allocator(now=0.0, fresh=True)
+    leader.configure([(upstream, elsewhere)], 0.0)
+    demand = Demand(limit=key("chat"), held=100, used=0, wanted=900)
+    assert leader.exchange("pod", 1, [demand], 1.0) == ()
+    leader.configure([(upstream, here)], 1000.0)
+    (lease,) = leader.exchange("pod", 2, [demand], 1001.0)
+    assert lease.amount == 100
+    assert leader.learning(1001.0)
+    (lease,) = leader.exchange("pod", 3, [demand], 1200.0)
+    assert lease.amount >= 900
