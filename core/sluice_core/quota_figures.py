@@ -63,8 +63,8 @@ def _allocation(
     return AllocationStatus(
         name=policy.name,
         pods=len(gauges),
-        granted_requests_per_minute=requests.granted,
-        granted_tokens_per_minute=tokens.granted,
+        granted_requests_per_minute=requests.granted + sum(each.granted_requests for each in gauges),
+        granted_tokens_per_minute=tokens.granted + sum(each.granted_tokens for each in gauges),
         used_requests=sum(each.used_requests for each in gauges),
         used_tokens=sum(each.used_tokens for each in gauges),
         waiting=sum(each.waiting for each in gauges),

@@ -75,7 +75,11 @@ class LimitObservation(Value, frozen=True, kw_only=True):
 
 
 class AllocationGauge(Value, frozen=True, kw_only=True):
-    """The state of one allocation in one pod. `unpriced` counts calls whose cost is not known, with a model of them."""
+    """The state of one allocation in one pod.
+
+    `unpriced` counts calls whose cost is not known, with a model of them. What is granted is said where it comes from
+    another store, because the leader knows of it by this alone.
+    """
 
     quota: _name
     allocation: _name
@@ -85,6 +89,8 @@ class AllocationGauge(Value, frozen=True, kw_only=True):
     refused: int = 0
     unpriced: int = 0
     unpriced_model: _name = ""
+    granted_requests: int = 0
+    granted_tokens: int = 0
 
 
 class BreakerGauge(Value, frozen=True, kw_only=True):

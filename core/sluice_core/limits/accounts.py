@@ -51,6 +51,10 @@ class Account:
         """Return where capacity is leased from."""
         return self.quota.store.type if self.quota else StoreType.LEASES
 
+    def leased_elsewhere(self, dimension: Dimension, now: float) -> int:
+        """Return what another store than the leader has granted of the whole, 0 if there is none."""
+        return 0 if self.store is StoreType.LEASES else self.meters["", dimension].allowance.leased(now)
+
     def configure(
         self,
         upstream: UpstreamPolicy,

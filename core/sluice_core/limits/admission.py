@@ -220,6 +220,8 @@ class Admission:
                 used_tokens=account.meters["", Dimension.TOKENS].used(now),
                 waiting=account.meters["", Dimension.REQUESTS].waiting,
                 refused=account.refused,
+                granted_requests=account.leased_elsewhere(Dimension.REQUESTS, now),
+                granted_tokens=account.leased_elsewhere(Dimension.TOKENS, now),
             )
             for account in self._accounts.values()
         )

@@ -105,6 +105,19 @@ def test_demand_is_answered_with_a_lease_and_shown_in_the_status() -> None:
     assert fleet.quota_status("default/none", 1.0, UNIX) is None
 
 
+def test_what_another_store_has_granted_is_shown_from_what_pods_say() -> None:
+    """The leader leases nothing of such an account, and knows of its slices by the pods alone."""
+    fleet = a_fleet()
+    for instance in ("a", "b"):
+        gauge = AllocationGauge(quota="default/openai", allocation="chat", granted_requests=120, granted_tokens=9)
+        fleet.report(a_report(instance, gauges=(gauge,)), 0.0, UNIX)
+    status = fleet.quota_status("default/openai", 1.0, UNIX)
+    assert status is not None
+    assert status.allocations[0].granted_requests_per_minute == 240
+    assert status.allocations[0].granted_tokens_per_minute == 18
+    assert status.granted == "240/1000 rpm"
+
+
 def test_a_pod_that_stops_gives_its_lease_back() -> None:
     """Its counts stay, it no longer counts as synced."""
     fleet = a_fleet()

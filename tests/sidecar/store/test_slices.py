@@ -199,6 +199,15 @@ def test_another_server_is_not_believed(account: Account) -> None:
     assert account.one("b", 5000, 100) == 100
 
 
+@pytest.mark.parametrize("part", ["", ":tokens::sums", ":tokens::pods", ":tokens::order"])
+def test_a_part_that_was_evicted_is_noticed(timed: Any, account: Account, part: str) -> None:
+    """A server short of memory drops single keys; what is left is not believed."""
+    account.one("a", 800)
+    timed.client.delete(account.name + part)
+    timed.client.hdel(account.name, "settled")
+    assert account.one("b", 5000, 30) == 30
+
+
 @pytest.mark.parametrize(("step_ms", "forgets"), [(-4000, False), (-60_000, True)], ids=["correction", "another clock"])
 def test_a_clock_that_steps_back_frees_nothing(account: Account, step_ms: int, forgets: bool) -> None:
     """A small step is waited out; after a large one the store begins anew."""

@@ -84,6 +84,7 @@ def test_sidecars_never_exceed_the_account_together(
     server = serve()
     snapshot = policy(policies, mock, server.url)
     sidecars = [settled(start(snapshot), server) for _ in range(3)]
+    assert all(each.status()["allocations"][0]["grantedRequests"] > SAFE for each in sidecars)
     counts: list[int] = []
 
     def work(sidecar: Any) -> None:
