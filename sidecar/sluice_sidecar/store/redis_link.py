@@ -1,6 +1,6 @@
 """One connection to a Redis server, over which one script is called. It is opened anew after every fault.
 
-The client library is an optional extra and is imported with the first connection. It is used below its pool, because a
+The client library is imported with the first connection, for few need it. It is used below its pool, because a
 connection must not be repaired in silence: whoever connects anew has to ask whether it is still the same server.
 """
 
