@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sluice_core.errors import RefusalCode, refuse
+from sluice_core.records import Outcome
 from sluice_core.request import peek
 from sluice_core.retry import NextFallback
 from sluice_core.shrink import shrink
@@ -42,7 +43,12 @@ class Journey:
             call.facts = peek(call.endpoint, smaller)
 
     def refused(self, refused: RefusedError) -> None:
-        """Keep the first refusal: it is the one of the target that was meant."""
+        """Keep the first refusal: it is the one of the target that was meant.
+
+        An open breaker in front of that target stands for its failures, and the arm must not look sound behind it.
+        """
+        if self._last is None and refused.refusal.code == RefusalCode.CIRCUIT_OPEN:
+            self.call.arm_outcome = self.call.arm_outcome or Outcome.PROVIDER_ERROR
         self._last = self._last or refused
 
     def failed(self, failed: Failed, upstream: Upstream) -> None:

@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from sluice_core.api.base import BodyField, KeySource
+from sluice_core.api.upstream import Breaker, Retry
 from sluice_core.snapshot import ArmPolicy, FallbackPolicy, SplitPolicy
 
 Client = Callable[..., openai.OpenAI]
@@ -104,6 +105,25 @@ def test_a_failing_arm_is_counted_as_failing_even_if_a_fallback_answers(
     )
     assert answer.headers["x-sluice-fallback"] == "0"
     assert sidecar.status()["arms"][0]["errors"] == {"ProviderError": 1}
+
+
+def test_a_breaker_that_an_arm_has_opened_counts_against_it(
+    start: Any, client: Client, mock: Any, policies: Any
+) -> None:
+    """Calls that are stopped because the arm's model keeps failing are failures of the arm, not calls without a say."""
+    upstream = policies.upstream(
+        mock.base_url, breaker=Breaker(minimum_requests=2, open_seconds=600), retry=Retry(attempts=1)
+    )
+    sidecar = start(policies.snapshot(upstream, rules=(policies.rule(split=split(weight=100)),)))
+    mock.faults.add(error="server_error", model="gpt-4.1")
+    api = client(sidecar.base_url)
+    codes = []
+    for _ in range(6):
+        with pytest.raises(openai.InternalServerError) as failed:
+            api.chat.completions.create(model="any", messages=MESSAGES, user="u")
+        codes.append(failed.value.code)
+    assert codes[-1] == "circuit_open"
+    assert sidecar.status()["arms"][0]["errors"] == {"ProviderError": 6}
 
 
 def test_a_parameter_of_the_arm_that_is_refused_is_the_arms_fault(
