@@ -75,7 +75,7 @@ async def relay_stream(call: Call, stream: Stream, extra: list[Field]) -> Failur
     _answered(call, response.status, response.fields)
     if tap.content_seen:
         call.first_token_at = call.clock()
-    writer = _StreamWriter(call)
+    writer = _StreamWriter(call, tap)
     ended = stream.ended
     try:
         drop = _LENGTH | {"content-encoding"} if stream.decoder is not None else _LENGTH
@@ -92,9 +92,8 @@ async def relay_stream(call: Call, stream: Stream, extra: list[Field]) -> Failur
             failure = failure_of(error) if isinstance(error, TransportError) else TOO_LATE
             await writer.fail(failure, tap)
             return failure
-    except asyncio.CancelledError:
-        writer.cut(tap)
-        raise
+    except (asyncio.CancelledError, ClientGoneError) as gone:
+        writer.leave_early(gone, tap)
     finally:
         learn(call, stream_answer(tap))
         call.streamed_deltas = tap.deltas
@@ -112,10 +111,12 @@ async def relay_stream(call: Call, stream: Stream, extra: list[Field]) -> Failur
 class _StreamWriter:
     """Writes events to the application; once it has gone, only counts them, as far as the rule wants them read."""
 
-    __slots__ = ("_call", "_discarded", "_gone", "_last")
+    __slots__ = ("_call", "_discarded", "_gone", "_last", "_said_all", "_tap")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, tap: StreamTap) -> None:
         self._call = call
+        self._tap = tap
+        self._said_all = False
         self._gone = False
         self._discarded = 0
         self._last = b""
@@ -133,6 +134,7 @@ class _StreamWriter:
         if not self._gone:
             try:
                 await self._call.downstream.write(chunk)
+                self._said_all = self._tap.terminal_seen
             except (ClientGoneError, ConnectionError):
                 self._leave()
         elif (discarded := self._discarded + len(chunk)) > MAX_DRAINED_BYTES:
@@ -143,6 +145,15 @@ class _StreamWriter:
     def _leave(self) -> None:
         if not self._call.drains:
             raise ClientGoneError
+        self._gone = True
+
+    def leave_early(self, gone: BaseException, tap: StreamTap) -> None:
+        """Take it that the application has gone. It has its whole answer if the terminal event was written:
+        clients close as soon as they have read that. Raise what says that it has gone otherwise."""
+        if not self._said_all:
+            if isinstance(gone, asyncio.CancelledError):
+                self.cut(tap)
+            raise gone
         self._gone = True
 
     def finish(self) -> None:

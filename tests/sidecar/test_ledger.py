@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
+import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -140,3 +143,37 @@ async def test_a_stream_that_was_left_is_booked_close_to_what_is_billed(
     assert record["outcome"] == "ClientClosed"
     assert record["usageEstimated"]
     assert abs(record["usage"]["outputTokens"] - mock.ledger.last.usage.output_tokens) <= 4
+
+
+def test_a_client_that_closes_on_the_terminal_event_has_its_whole_answer(start: Any, policies: Any) -> None:
+    """The call is a success, although the upstream had not closed its side of the stream when the client went."""
+    events = b'data: {"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    upstream = socket.create_server(("127.0.0.1", 0))
+
+    def answer_without_end() -> None:
+        connection, _ = upstream.accept()
+        with connection:
+            connection.recv(65_536)
+            connection.sendall(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"%x\r\n%b\r\n" % (len(events), events)
+            )
+            connection.recv(1)  # until the sidecar closes
+
+    thread = threading.Thread(target=answer_without_end)
+    thread.start()
+    sidecar = start(policies.plain(f"http://127.0.0.1:{upstream.getsockname()[1]}/v1"))
+    body = b'{"model":"gpt-4.1-mini","stream":true,"messages":[{"role":"user","content":"hello"}]}'
+    target = urlsplit(sidecar.base_url)
+    with socket.create_connection((target.hostname, target.port)) as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        received = b""
+        while b"data: [DONE]" not in received:
+            received += connection.recv(65_536)
+
+    assert sidecar.records(1)[0]["outcome"] == "Success"
+    thread.join(timeout=10)
+    upstream.close()
