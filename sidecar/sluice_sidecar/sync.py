@@ -19,6 +19,8 @@ SHORTEST_INTERVAL_SECONDS = 0.5
 LONGEST_INTERVAL_SECONDS = 30.0
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 _FIRST_RETRY_SECONDS = 1.0
+# Every other try may meet a standby, so it must be short: what follows an outage is to be in force within seconds.
+_LONGEST_RETRY_SECONDS = 4.0
 
 log = structlog.get_logger()
 
@@ -95,7 +97,7 @@ class SyncChannel:
                 interval = await self._report(stopping=False)
                 failures = 0
             except SyncError as error:
-                interval = min(_FIRST_RETRY_SECONDS * 2**failures, LONGEST_INTERVAL_SECONDS / 2)
+                interval = min(_FIRST_RETRY_SECONDS * 2**failures, _LONGEST_RETRY_SECONDS)
                 failures = min(failures + 1, 8)
                 self._failed(error)
             await self._pause(interval)
@@ -136,7 +138,7 @@ class SyncChannel:
                 failures = 0
             except SyncError as error:
                 self._failed(error)
-                await asyncio.sleep(min(_FIRST_RETRY_SECONDS * 2**failures, LONGEST_INTERVAL_SECONDS / 2))
+                await asyncio.sleep(min(_FIRST_RETRY_SECONDS * 2**failures, _LONGEST_RETRY_SECONDS))
                 failures = min(failures + 1, 8)
                 continue
             if snapshot is not None:
