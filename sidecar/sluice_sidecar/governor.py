@@ -19,6 +19,7 @@ from sluice_core.limits.estimate import Estimator
 from sluice_core.records import CallRecord, Outcome
 from sluice_core.retry import deadline_seconds
 from sluice_core.rollout.counts import ArmCounter
+from sluice_core.rollout.outcomes import outcome_for_arm
 from sluice_core.routing import Router
 from sluice_core.selection import PodPolicy, select
 from sluice_core.snapshot import RoutePolicy, RulePolicy, Snapshot, TargetPolicy, UpstreamPolicy
@@ -72,17 +73,6 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: PodPolicy
     router: Router
-
-
-_HIDDEN_BY_RETRIES = frozenset(
-    {
-        Outcome.PROVIDER_ERROR,
-        Outcome.TIMEOUT,
-        Outcome.CONNECTION_ERROR,
-        Outcome.TRUNCATED,
-        Outcome.CONFIG_ERROR,
-    }
-)
 
 
 class Governor:
@@ -242,7 +232,7 @@ class Governor:
             counter = self.counters[name] = ArmCounter(*name)
         first_token = (call.first_token_at - call.started - call.queue_seconds) if call.first_token_at else None
         counter.record(
-            outcome=call.arm_outcome or _outcome_for_arm(record),
+            outcome=call.arm_outcome or outcome_for_arm(record),
             latency_seconds=record.duration_ms / 1000 - call.queue_seconds,
             first_token_seconds=first_token,
             usage=record.usage,
@@ -324,10 +314,3 @@ def _models_named(policy: PodPolicy) -> set[str]:
         if allocation.budget is not None and allocation.budget.degrade_to is not None:
             models.add(allocation.budget.degrade_to.model)
     return {model for model in models if model}
-
-
-def _outcome_for_arm(record: CallRecord) -> Outcome:
-    """Return what a call says about its arm: how its first attempt failed, if that was the version's or the provider's
-    doing. Retries spare the application such failures; they must not hide them from the judge."""
-    first = record.attempts[0].outcome if record.attempts else record.outcome
-    return first if first in _HIDDEN_BY_RETRIES else record.outcome
