@@ -13,6 +13,7 @@ import msgspec
 
 from bench import closed, control_plane, lifecycle, machine, paths, streams
 from bench.closed import UnfitError
+from bench.page import BUSY, CSV, SINGLE, SOAK_CSV, STREAMS, SUMMARY, bars
 from bench.results import Results, markdown
 from bench.targets import (
     BARE,
@@ -30,10 +31,8 @@ from bench.targets import (
     upstream,
 )
 
-CSV = Path(__file__).parent / "results" / "benchmark.csv"
 GAP_SECONDS = 0.01
 LARGE_BYTES = 10_000_000
-STREAMS = "Streams of {events} events, 10 ms apart"
 BESIDE_LARGE = "The same beside calls of 10 MB"
 
 
@@ -71,7 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke test: its figures mean nothing")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="only a soak of the governed sidecar")
-    parser.add_argument("--csv", type=Path, default=CSV, help="where the figures go (default: %(default)s)")
+    parser.add_argument("--csv", type=Path, help="where the figures go (default: bench/results/)")
     given = parser.parse_args()
     if shutil.which("wrk") is None:
         print("The benchmark needs wrk (Debian and Ubuntu: apt install wrk; macOS: brew install wrk).", file=sys.stderr)
@@ -88,9 +87,12 @@ def main() -> int:
         return 1
     ratios(results)
     print(f"\n{results.tables()}")
+    if given.soak is None and not given.quick:
+        print(f"\n### Against the bars\n\n{bars(results)}")
     if not given.quick:
-        results.write_csv(given.csv, found)
-        print(f"\nWritten to {given.csv}")
+        path = given.csv or (CSV if given.soak is None else SOAK_CSV)
+        results.write_csv(path, found)
+        print(f"\nWritten to {path}; `make crds` makes docs/reference/benchmark.md of it")
     return 0
 
 
@@ -171,15 +173,14 @@ RATIOS = (
 
 def ratios(results: Results) -> None:
     """Add what the bars are set on: rates as ratios, and latencies above the direct ones."""
-    row = "16 connections, 1 KB"
     for name in (BARE, GOVERNED):
-        rate = results.median(closed.SECTION, row, name, "rate")
+        rate = results.median(closed.SECTION, BUSY, name, "rate")
         for metric, other in RATIOS:
-            base = results.median(closed.SECTION, row, other, "rate")
+            base = results.median(closed.SECTION, BUSY, other, "rate")
             if rate and base:
-                results.add("Ratios and additions", row, name, metric, "times", rate / base)
+                results.add(SUMMARY, BUSY, name, metric, "times", rate / base)
     for name in (PASSTHROUGH, BARE, GOVERNED, ENVOY, LITELLM):
-        _additions(results, closed.SECTION, "1 connection, 1 KB", name, ("p50", "p99"))
+        _additions(results, closed.SECTION, SINGLE, name, ("p50", "p99"))
         for stream_row in (STREAMS.format(events=Plan().events), BESIDE_LARGE):
             metrics = ("first token after the request, p50", "gap longer than the upstream's, p99")
             _additions(results, "Streams", stream_row, name, metrics)
@@ -189,7 +190,7 @@ def _additions(results: Results, section: str, row: str, name: str, metrics: tup
     for metric in metrics:
         value, direct = (results.median(section, row, each, metric) for each in (name, DIRECT))
         if value is not None and direct is not None:
-            results.add("Ratios and additions", row, name, f"{metric}, above direct", "ms", value - direct)
+            results.add(SUMMARY, row, name, f"{metric}, above direct", "ms", value - direct)
 
 
 def _say(what: str) -> None:

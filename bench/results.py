@@ -49,6 +49,19 @@ class Results:
                 figures = (statistics.median(values), min(values), max(values))
                 writer.writerow([*msgspec.structs.astuple(key), *(_plain(each) for each in figures), len(values)])
 
+    @classmethod
+    def read_csv(cls, path: Path) -> tuple[Results, dict[str, str]]:
+        """Return the medians that `write_csv` wrote, each as the one sample of its metric, and the machine."""
+        results, machine = cls(), {}
+        with path.open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                if line["section"] == "machine":
+                    machine[line["row"]] = line["median"]
+                else:
+                    key = (line[name] for name in ("section", "row", "target", "metric", "unit"))
+                    results.add(*key, float(line["median"]))
+        return results, machine
+
     def tables(self) -> str:
         """Return one Markdown table for each section: a line for each row and metric, a column for each target."""
         return "\n\n".join(self._table(section) for section in dict.fromkeys(key.section for key in self._samples))
@@ -61,7 +74,7 @@ class Results:
         cells = [["", "", *targets]]
         for row, metric, unit in lines:
             figures = [self._samples.get(Key(section, row, target, metric, unit)) for target in targets]
-            shown = ["" if values is None else _short(statistics.median(values)) for values in figures]
+            shown = ["" if values is None else short(statistics.median(values)) for values in figures]
             cells.append([row, f"{metric}, {unit}" if unit else metric, *shown])
         return f"### {section}\n\n{markdown(cells)}"
 
@@ -82,7 +95,8 @@ def _line(row: Iterable[str], widths: list[int]) -> str:
     return "| " + " | ".join(aligned) + " |"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Return a figure with three digits that count."""
     if value == 0 or abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"

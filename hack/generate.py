@@ -19,8 +19,9 @@ from sluice_core.api import crd
 from sluice_core.api.base import GROUP
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "hack"))  # this file is also loaded by its path, by the test that compares
+sys.path += [str(ROOT / "hack"), str(ROOT)]  # this file is also loaded by its path, by the test that compares
 
+from bench.page import page as benchmark_page  # noqa: E402
 from reference import PAGES  # noqa: E402
 
 
@@ -42,6 +43,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     # the chart has to hold its own copy: helm packages nothing from outside
     **{f"charts/sluice/files/crds/{GROUP}_{kind.plural}.yaml": partial(crd_text, kind) for kind in crd.KINDS},
     **PAGES,
+    "docs/reference/benchmark.md": benchmark_page,
 }
 
 

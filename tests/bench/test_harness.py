@@ -11,6 +11,7 @@ import pytest
 from bench import lifecycle, streams, wrk
 from bench.client import connect, post
 from bench.fleet import compiled_fleet, resources
+from bench.page import BARS, bars
 from bench.paths import Reloads, status, wait_until
 from bench.policy import compiled, refuse_errors
 from bench.results import Results
@@ -124,3 +125,21 @@ def test_a_slope_is_that_of_the_line() -> None:
     """Memory that grows by one MiB a second has slope one, whatever it began with."""
     assert lifecycle.slope([(float(second), 50.0 + second) for second in range(10)]) == pytest.approx(1.0)
     assert lifecycle.slope([(0.0, 50.0)]) == 0.0
+
+
+def test_a_csv_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """The tables made from a CSV are those of the run that wrote it, and so is the verdict on every bar."""
+    results = Results()
+    for bar in BARS:
+        results.add(bar.section, bar.row, bar.target, bar.metric, bar.unit, bar.limit * 2)
+    results.write_csv(tmp_path / "figures.csv", {"cores": "2"})
+
+    read, machine = Results.read_csv(tmp_path / "figures.csv")
+    assert (read.tables(), machine) == (results.tables(), {"cores": "2"})
+    verdicts = [line.split("|")[-2].strip() for line in bars(read).splitlines()[2:]]
+    assert verdicts == ["met" if bar.at_least else "missed" for bar in BARS]
+
+
+def test_a_bar_without_a_figure_says_so() -> None:
+    """What was not measured is neither met nor missed."""
+    assert "not measured" in bars(Results())
