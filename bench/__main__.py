@@ -70,6 +70,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke test: its figures mean nothing")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="only a soak of the governed sidecar")
+    parser.add_argument(
+        "--pace", type=float, metavar="CALLS", help="so many calls a second in the soak, not as many as it can"
+    )
     parser.add_argument("--csv", type=Path, help="where the figures go (default: bench/results/)")
     given = parser.parse_args()
     if shutil.which("wrk") is None:
@@ -79,7 +82,7 @@ def main() -> int:
     print(markdown([["machine", ""], *([name, value] for name, value in found.items())]), flush=True)
     try:
         if given.soak is not None:
-            soak(given.soak, results)
+            soak(given.soak, results, given.pace)
         else:
             measure(QUICK if given.quick else Plan(), results, quick=given.quick)
     except UnfitError as error:
@@ -156,12 +159,12 @@ def _streams(plan: Plan, targets: list[Target], cores: Cores, results: Results, 
             results.add("Streams", row, target.name, metric, unit, value)
 
 
-def soak(minutes: float, results: Results) -> None:
+def soak(minutes: float, results: Results, per_second: float | None) -> None:
     """Measure nothing but a long time."""
     cores = available_cores()
     with upstream(cores) as port, sluice(GOVERNED, "governed", port, cores) as target:
         closed.warm_up([target], cores)
-        lifecycle.note_soak(asyncio.run(lifecycle.soak(target, minutes)), results)
+        lifecycle.note_soak(asyncio.run(lifecycle.soak(target, minutes, per_second=per_second)), results)
 
 
 RATIOS = (

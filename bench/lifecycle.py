@@ -80,14 +80,18 @@ MIX = (
 EXPECTED = frozenset({200, 429})
 
 
-async def soak(target: Target, minutes: float, *, workers: int = 16) -> Soak:
-    """Keep mixed traffic on a sidecar: plain calls, streams, failures, refusals, and clients that go away."""
+async def soak(target: Target, minutes: float, *, workers: int = 16, per_second: float | None = None) -> Soak:
+    """Keep mixed traffic on a sidecar: plain calls, streams, failures, refusals, and clients that go away.
+
+    Without `per_second` it is as much as the workers get answered.
+    """
     end = time.monotonic() + minutes * 60
     counts = {"calls": 0, "unexpected": 0}
     samples: list[tuple[float, float]] = []
     async with asyncio.TaskGroup() as group:
         for worker in range(workers):
-            group.create_task(_work(target.port, end, worker, counts))
+            gap = workers / per_second if per_second else 0.0
+            group.create_task(_work(target.port, end, worker, counts, gap))
         group.create_task(_weigh(target, end, samples))
     with suppress(UnfitError):
         await asyncio.to_thread(wait_until, lambda: not status(target)["inFlight"], "calls are still in flight")
@@ -103,13 +107,17 @@ async def soak(target: Target, minutes: float, *, workers: int = 16) -> Soak:
     )
 
 
-async def _work(port: int, end: float, worker: int, counts: dict[str, int]) -> None:
+async def _work(port: int, end: float, worker: int, counts: dict[str, int], gap_seconds: float) -> None:
     requests = [
         post(wrk.chat_body(size, model, stream=stream), x_user_id=f"user-{worker}") for model, stream, size in MIX
     ]
     turn = worker
     connection = await connect(port)
+    due = time.monotonic()
     while time.monotonic() < end:
+        if gap_seconds:
+            due += gap_seconds
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
         turn += 1
         counts["calls"] += 1
         if turn % 50 == 0:  # goes away in the middle of a call
