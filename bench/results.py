@@ -58,8 +58,8 @@ class Results:
                 if line["section"] == "machine":
                     machine[line["row"]] = line["median"]
                 else:
-                    key = (line[name] for name in ("section", "row", "target", "metric", "unit"))
-                    results.add(*key, float(line["median"]))
+                    key = Key(line["section"], line["row"], line["target"], line["metric"], line["unit"])
+                    results._samples[key] = [float(line["median"])]
         return results, machine
 
     def tables(self) -> str:
