@@ -8,7 +8,7 @@ from sluice_core.api.quotaallocation import Budget, Mode, OnExhausted, StoreType
 from sluice_core.limits.accounts import UNALLOCATED, Account, budgets_of
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
 from sluice_core.limits.keys import Dimension, Layer
-from sluice_core.limits.meters import Meter, RateMeter
+from sluice_core.limits.meters import MONEY_UNIT, REQUEST_UNIT, SLOT_UNIT, TOKEN_UNIT, Meter, RateMeter
 from sluice_core.selection import PodPolicy
 from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease
 
@@ -64,15 +64,16 @@ class Admission:
         account = self._accounts[upstream]
         meters = account.meters_of(ask, now)
         amounts = ask.amounts
-        answer = self._exhaustion(account, now) or _obstruction(meters, amounts, now)
-        if answer is not None and account.mode is Mode.ENFORCE:
-            return answer
+        exhausted = self._exhaustion(account, now) if self._exhausted else None
+        slots = _take_all(meters, amounts, now) if exhausted is None else None
+        answer = None
+        if slots is None:
+            answer = exhausted or _obstruction(meters, amounts, now)
+            if answer is not None and account.mode is Mode.ENFORCE:
+                return answer
+            slots = [meter.take(amounts[meter.unit], now) for meter in meters]
         self._next_id += 1
-        takes = []
-        for meter in meters:
-            amount = amounts[meter.unit]
-            takes.append((meter, meter.take(amount, now), amount))
-        reservation = Reservation(self._next_id, upstream, ask, takes)
+        reservation = Reservation(self._next_id, upstream, ask, amounts, meters, slots)
         if answer is not None:
             account.refused += 1
             return Admitted(reservation=reservation, would_refuse=answer.obstacle)
@@ -101,25 +102,27 @@ class Admission:
         if not reservation.open:
             return
         reservation.open = False
-        for meter, slot, amount in reservation.takes:
-            match meter.dimension:
-                case Dimension.CONCURRENCY:
-                    meter.adjust(slot, -amount, now)
-                case Dimension.TOKENS if tokens is not None:
-                    floor = 0 if meter.layer is Layer.USER else reservation.ask.floor_tokens
-                    meter.adjust(slot, max(tokens, min(floor, amount)) - amount, now)
-                case Dimension.MONEY_DAY if usd_micros is not None:
-                    meter.adjust(slot, usd_micros - amount, now)
-                case _:
-                    pass
+        amounts, floor_tokens = reservation.amounts, reservation.ask.floor_tokens
+        for meter, slot in zip(reservation.meters, reservation.slots, strict=True):
+            unit = meter.unit
+            if unit == REQUEST_UNIT:
+                continue  # a request is one, whatever came of it
+            amount = amounts[unit]
+            if unit == SLOT_UNIT:
+                meter.adjust(slot, -amount, now)
+            elif unit == TOKEN_UNIT and tokens is not None:
+                floor = 0 if meter.layer is Layer.USER else min(floor_tokens, amount)
+                meter.adjust(slot, max(floor, tokens) - amount, now)
+            elif unit == MONEY_UNIT and usd_micros is not None:
+                meter.adjust(slot, usd_micros - amount, now)
 
     def release(self, reservation: Reservation, now: float) -> None:
         """Give back everything: the attempt never left. A second call does nothing."""
         if not reservation.open:
             return
         reservation.open = False
-        for meter, slot, amount in reservation.takes:
-            meter.adjust(slot, -amount, now)
+        for meter, slot in zip(reservation.meters, reservation.slots, strict=True):
+            meter.adjust(slot, -reservation.amounts[meter.unit], now)
 
     # --- the waiting line -------------------------------------------------------------------------------------------
 
@@ -235,6 +238,19 @@ class Admission:
         name = f"{account.key}/{account.allocation_name}/budget"
         obstacle = Obstacle(name=name, layer=Layer.BUDGET, dimension=Dimension.MONEY_DAY)
         return Refused(reason="budget_exhausted", obstacle=obstacle, retry_at=found[1])
+
+
+def _take_all(meters: tuple[Meter, ...], amounts: tuple[int, ...], now: float) -> list[int] | None:
+    """Take from every meter and return the slots; None, with nothing taken, if it does not fit into one of them."""
+    slots: list[int] = []
+    for meter in meters:
+        slot = meter.take_if_fits(amounts[meter.unit], now)
+        if slot is None:
+            for before, taken in zip(meters, slots, strict=False):
+                before.untake(taken, amounts[before.unit], now)
+            return None
+        slots.append(slot)
+    return slots
 
 
 def _obstruction(meters: tuple[Meter, ...], amounts: tuple[int, ...], now: float) -> Wait | Refused | None:

@@ -33,13 +33,23 @@ class Ask(Struct, frozen=True, kw_only=True):
 class Reservation:
     """What one attempt holds. It must be settled or released; whichever comes first counts."""
 
-    __slots__ = ("ask", "id", "open", "takes", "upstream")
+    __slots__ = ("amounts", "ask", "id", "meters", "open", "slots", "upstream")
 
-    def __init__(self, number: int, upstream: str, ask: Ask, takes: list[tuple[Meter, int, int]]) -> None:
+    def __init__(
+        self,
+        number: int,
+        upstream: str,
+        ask: Ask,
+        amounts: tuple[int, int, int, int],
+        meters: tuple[Meter, ...],
+        slots: list[int],
+    ) -> None:
         self.id = number
         self.upstream = upstream
         self.ask = ask
-        self.takes = takes  # meter, slot, amount
+        self.amounts = amounts
+        self.meters = meters
+        self.slots = slots  # by meter: where it was taken
         self.open = True
 
 

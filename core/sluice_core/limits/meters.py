@@ -12,12 +12,16 @@ from sluice_core.limits.window import SlidingWindow, SlotPool
 
 _DENIED_SLOT_SECONDS: Final = 5.0
 # Which of the amounts of a call a dimension counts.
+REQUEST_UNIT: Final = 0
+TOKEN_UNIT: Final = 1
+MONEY_UNIT: Final = 2
+SLOT_UNIT: Final = 3
 _UNITS: Final = {
-    Dimension.REQUESTS: 0,
-    Dimension.REQUESTS_DAY: 0,
-    Dimension.TOKENS: 1,
-    Dimension.MONEY_DAY: 2,
-    Dimension.CONCURRENCY: 3,
+    Dimension.REQUESTS: REQUEST_UNIT,
+    Dimension.REQUESTS_DAY: REQUEST_UNIT,
+    Dimension.TOKENS: TOKEN_UNIT,
+    Dimension.MONEY_DAY: MONEY_UNIT,
+    Dimension.CONCURRENCY: SLOT_UNIT,
 }
 LEASE_ROUND_SECONDS: Final = 2.0
 """How long the answer to a report of new demand takes at most, as a forecast for those who wait for it."""
@@ -47,8 +51,16 @@ class Meter(ABC):
         """Use `amount`, whether it fits or not; return the slot for `adjust`."""
 
     @abstractmethod
+    def take_if_fits(self, amount: int, now: float) -> int | None:
+        """Use `amount` if it may be used now; return the slot, None if it may not."""
+
+    @abstractmethod
     def adjust(self, slot: int, delta: int, now: float) -> None:
         """Correct what was taken."""
+
+    @abstractmethod
+    def untake(self, slot: int, amount: int, now: float) -> None:
+        """Undo a `take` of the same moment: it leaves no trace."""
 
     @abstractmethod
     def soonest(self, amount: int, limit: int, now: float) -> float | None:
@@ -126,16 +138,20 @@ class RateMeter(Meter):
     def used(self, now: float) -> int:
         return self.window.expire(now)
 
-    def fits(self, amount: int, now: float) -> bool:
-        # As in general, without the steps between: a call asks nine of these.
-        allowance = self.allowance
-        return not allowance.ceiling or self.window.expire(now) + amount <= allowance.amount(now)
-
     def take(self, amount: int, now: float) -> int:
         return self.window.take(amount, now)
 
+    def take_if_fits(self, amount: int, now: float) -> int | None:
+        allowance = self.allowance
+        if not allowance.ceiling:
+            return self.window.take(amount, now)
+        return self.window.take_within(allowance.amount(now), amount, now)
+
     def adjust(self, slot: int, delta: int, now: float) -> None:
         self.window.adjust(slot, delta, now)
+
+    def untake(self, slot: int, amount: int, now: float) -> None:
+        self.window.adjust(slot, -amount, now)
 
     def soonest(self, amount: int, limit: int, now: float) -> float | None:
         return self.window.earliest(amount, limit, now)
@@ -174,9 +190,15 @@ class SlotMeter(Meter):
     def take(self, amount: int, now: float) -> int:
         return self.slots.take(now) if amount else 0
 
+    def take_if_fits(self, amount: int, now: float) -> int | None:
+        return self.take(amount, now) if self.fits(amount, now) else None
+
     def adjust(self, slot: int, delta: int, now: float) -> None:
         if delta < 0:
             self.slots.give_back(slot, now)
+
+    def untake(self, slot: int, amount: int, now: float) -> None:  # noqa: ARG002 - as of all meters
+        self.slots.untake(slot)
 
     def soonest(self, amount: int, limit: int, now: float) -> float | None:
         return self.slots.earliest(limit - amount + 1, now)

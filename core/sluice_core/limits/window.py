@@ -46,9 +46,21 @@ class SlidingWindow:
 
     def take(self, amount: int, now: float) -> int:
         """Use `amount` now; return the slot that it is in, for `adjust`."""
-        self.expire(now)
-        slot = self._newest
-        self._amounts[slot] = self._amounts.get(slot, 0) + amount
+        if now >= self._newest_ends:
+            self.expire(now)
+        slot, amounts = self._newest, self._amounts
+        amounts[slot] = amounts.get(slot, 0) + amount
+        self.used += amount
+        return slot
+
+    def take_within(self, limit: int, amount: int, now: float) -> int | None:
+        """Use `amount` now if no more than `limit` is used then; return as `take` does, None if it does not fit."""
+        if now >= self._newest_ends:
+            self.expire(now)
+        if self.used + amount > limit:
+            return None
+        slot, amounts = self._newest, self._amounts
+        amounts[slot] = amounts.get(slot, 0) + amount
         self.used += amount
         return slot
 
@@ -58,7 +70,8 @@ class SlidingWindow:
         Once that slot is over, a refund has nothing left to give back. A charge then counts from now on, so that a call
         that outlives its window still pays for what it used.
         """
-        self.expire(now)
+        if now >= self._newest_ends:
+            self.expire(now)
         if slot in self._amounts:
             self._amounts[slot] += delta
             self.used += delta
@@ -134,7 +147,12 @@ class SlotPool:
         """Free a slot; harmless if it is free already."""
         taken = self._expiry.pop(slot, None)
         if taken is not None:
-            self.hold_average_seconds += 0.1 * (max(0.0, now - taken[0]) - self.hold_average_seconds)
+            held = now - taken[0]
+            self.hold_average_seconds += 0.1 * (max(0.0, held) - self.hold_average_seconds)
+
+    def untake(self, slot: int) -> None:
+        """Free a slot as if it had not been taken: how long it was held says nothing."""
+        self._expiry.pop(slot, None)
 
     def earliest(self, limit: int, now: float) -> float | None:
         """Return when a slot is likely free: a forecast from how long slots were held lately. None if never."""

@@ -117,3 +117,26 @@ def test_the_forecast_of_a_free_slot_follows_how_long_slots_are_held() -> None:
     assert slots.earliest(4, 200.0) == pytest.approx(200.5, abs=0.05)
     assert slots.earliest(5, 200.0) == 200.0
     assert slots.earliest(0, 200.0) is None
+
+
+def test_a_slot_that_was_taken_for_nothing_says_nothing_about_how_long_slots_are_held() -> None:
+    """Undoing a slot frees it and leaves the forecast as it was; giving it back would shorten it."""
+    slots = SlotPool(30.0)
+    before = slots.hold_average_seconds
+    slots.untake(slots.take(1.0))
+    assert slots.used == 0
+    assert slots.hold_average_seconds == before
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.floats(0.0, 3.0)), max_size=60), st.integers(0, 100))
+def test_taking_within_a_limit_is_looking_and_then_taking(steps: list[tuple[int, float]], limit: int) -> None:
+    """What does not fit leaves the window as it was; what fits is used as by `take`."""
+    one, other = SlidingWindow(5.0, 0.25), SlidingWindow(5.0, 0.25)
+    now = 0.0
+    for amount, pause in steps:
+        now += pause
+        fits = other.expire(now) + amount <= limit
+        assert (one.take_within(limit, amount, now) is not None) is fits
+        if fits:
+            other.take(amount, now)
+        assert one.used == other.used <= limit
