@@ -16,9 +16,6 @@ from sluice_core.api.upstream import Retry as RetryPolicy
 from sluice_core.classify import Failure, Scope
 from sluice_core.records import Outcome
 
-MAX_RETRY_AFTER_SECONDS = 60.0
-"""A longer `Retry-After` is not waited for: another target, or the caller, has better use for the time."""
-
 FLOOR_RETRIES = 3
 """Retries per window that are always allowed, so that a pod with little traffic may retry at all."""
 
@@ -200,18 +197,20 @@ def _retry(
 
 
 def delay_seconds(failure: Failure, attempt: int, policy: RetryPolicy, draw: float) -> float | None:
-    """Return the wait before the next attempt; None if the upstream asks for more than is worth waiting.
+    """Return the wait before the next attempt; None if the upstream asks for more than the policy waits.
 
     It doubles with each attempt and is spread from half to one and a half of its mean. A `Retry-After` is a lower
-    bound, with a tenth of the mean at most on top, so that those who were told the same do not come back together.
+    bound, with a tenth of the mean at most on top, so that those who were told the same do not come back together. One
+    above the policy's cap is neither cut short nor waited for: a fallback, or the caller, has better use for the time.
     """
-    mean = min(policy.base_delay_milliseconds / 1000 * 2.0 ** (attempt - 1), float(policy.max_delay_seconds))
+    cap = float(policy.max_delay_seconds)
+    mean = min(policy.base_delay_milliseconds / 1000 * 2.0 ** (attempt - 1), cap)
     asked = failure.retry_after_seconds
     if asked is None:
-        return min(mean * (0.5 + draw), float(policy.max_delay_seconds))
-    if asked > MAX_RETRY_AFTER_SECONDS:
+        return min(mean * (0.5 + draw), cap)
+    if asked > cap:
         return None
-    return asked + mean * 0.1 * draw
+    return min(asked + mean * 0.1 * draw, cap)
 
 
 def _fall_back(situation: Situation, reason: str) -> Step:

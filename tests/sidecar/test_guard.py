@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,27 @@ def test_a_passing_failure_is_repeated_unseen(share: Any, client: Client, mock: 
     assert record["attempts"][0]["outcome"] in ("ProviderError", "Throttled")
     assert record["outcome"] == "Success"
     assert len(mock.ledger) == 2
+
+
+@pytest.mark.parametrize("fallback", [True, False], ids=["with a fallback", "without"])
+def test_a_retry_after_beyond_the_cap_is_not_waited_for(
+    start: Any, client: Client, mock: Any, policies: Any, fallback: bool
+) -> None:
+    """The fallback answers at once; without one the application gets the 429 and its time, after a single attempt."""
+    retry = Retry(attempts=3, base_delay_milliseconds=1, max_delay_seconds=30)
+    fallbacks = (CHEAPER,) if fallback else ()
+    snapshot = policies.snapshot(
+        policies.upstream(mock.base_url, retry=retry), rules=(policies.rule(fallbacks=fallbacks),)
+    )
+    mock.faults.add(error="rate_limit_exceeded", count=1, retry_after="45")
+    begun = time.monotonic()
+    answer = create(client(start(snapshot).base_url))
+    assert time.monotonic() - begun < 10
+    if fallback:
+        assert (answer.status_code, answer.headers["x-sluice-fallback"]) == (200, "0")
+    else:
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "45")
+        assert len(mock.ledger) == 1
 
 
 NOT_RETRIED = {

@@ -162,7 +162,10 @@ class Retry(Value, frozen=True, kw_only=True):
     base_delay_milliseconds: Annotated[
         int, Meta(ge=1, le=60_000, description="Mean delay before the first retry; it doubles with each one.")
     ] = 500
-    max_delay_seconds: Annotated[int, Meta(ge=1, le=60, description="Longest delay between two attempts.")] = 30
+    max_delay_seconds: Annotated[
+        int,
+        Meta(ge=1, le=60, description="Longest delay between two attempts; a longer Retry-After is not waited for."),
+    ] = 30
     budget_percent: Annotated[
         int, Meta(ge=0, le=100, description="Retries as a share of live calls that are allowed at most.")
     ] = 20

@@ -56,8 +56,9 @@ def step(outcome: Outcome, failure: dict[str, Any] | None = None, **situation: A
         (Outcome.CONNECTION_ERROR, {}, {}, Retry(delay_seconds=0.5)),
         (Outcome.TRUNCATED, {}, {}, Retry(delay_seconds=0.5)),
         (Outcome.THROTTLED, {"retry_after_seconds": 7.0}, {}, Retry(delay_seconds=7.025)),
-        (Outcome.THROTTLED, {"retry_after_seconds": 61.0}, {}, GiveUp(reason="retry_after")),
-        (Outcome.THROTTLED, {"retry_after_seconds": 61.0}, {"next_fallback": UPSTREAM}, Fallback()),
+        (Outcome.THROTTLED, {"retry_after_seconds": 30.0}, {}, Retry(delay_seconds=30.0)),
+        (Outcome.THROTTLED, {"retry_after_seconds": 30.1}, {}, GiveUp(reason="retry_after")),
+        (Outcome.THROTTLED, {"retry_after_seconds": 45.0}, {"next_fallback": UPSTREAM}, Fallback()),
         (Outcome.THROTTLED, {"retry_after_seconds": 9.0}, {"deadline_seconds": 8.0}, GiveUp(reason="deadline")),
         (Outcome.EXHAUSTED, {"scope": Scope.PROJECT}, {"keys_left": 1}, RotateKey()),
         (Outcome.EXHAUSTED, {"scope": Scope.ACCOUNT}, {"keys_left": 1}, GiveUp(reason="no_fallback")),
@@ -100,7 +101,7 @@ def test_a_call_ends_after_its_attempts(outcome: Outcome, draw: float, asked: fl
         )
         match next_step(failure, situation, POLICY, budget, draw, 0.0):
             case Retry(delay_seconds=delay):
-                assert delay >= asked
+                assert asked <= delay <= POLICY.max_delay_seconds
                 elapsed += delay
             case GiveUp():
                 break
