@@ -222,6 +222,8 @@ class CircuitBreaker:
     def _turn(self, now: float) -> int:
         """Return the index of the slot of this time, with those emptied that have left the window since the last."""
         slot = int(now // self._slot_seconds)
+        if slot == self._slot:
+            return slot % SLOTS
         if self._slot is None:
             self._slot = slot
         for passed in range(self._slot + 1, min(slot, self._slot + SLOTS) + 1):

@@ -54,78 +54,133 @@ class Edits(Value, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
 
 
-NO_EDITS = Edits()
+class Editor:
+    """Edits, prepared once for all calls that they apply to: what they set is already encoded."""
+
+    __slots__ = (
+        "_cap",
+        "_changes",
+        "_changes_capped",
+        "_developer",
+        "_instructions",
+        "_model",
+        "_raw_model",
+        "_system",
+    )
+
+    def __init__(self, edits: Edits) -> None:
+        overrides = {name: value for name, value in edits.overrides.items() if name not in PROTECTED_MEMBERS}
+        limit = next((name for name in overrides if name in OUTPUT_LIMIT_MEMBERS), None)
+        cap = edits.max_output_tokens
+        self._changes = {name: Raw(_encode(value)) for name, value in overrides.items()}
+        self._changes_capped = self._changes
+        if cap is not None and limit is not None:  # the override takes the call's place: it is what the cap lowers
+            asked = overrides[limit]
+            if not isinstance(asked, int) or asked > cap:
+                self._changes_capped = self._changes | {limit: Raw(_encode(cap))}
+        self._cap = cap if limit is None else None
+        self._model = edits.model
+        self._raw_model = Raw(_encode(edits.model))
+        text = edits.instructions
+        self._instructions = None if text is None else Raw(_encode(text))
+        self._system = _lead("system", text)
+        self._developer = _lead("developer", text)
+
+    def rewrite(self, endpoint: Endpoint, body: bytes, facts: RequestFacts, *, include_usage: bool) -> bytes:
+        """Return the body with the edits made; the same object if nothing changes.
+
+        `facts` are those that `peek` read from this very body. `include_usage` asks a stream of chat or legacy
+        completions to report usage; it has no effect on other calls.
+
+        Raises:
+            BadRequestError: the body is no JSON object in UTF-8.
+        """
+        usage = include_usage and facts.usage_on_request and not facts.include_usage
+        changes = self._changes_for(endpoint, facts)
+        if not changes and self._instructions is None:
+            if not usage:
+                return body
+            if not facts.has_stream_options:
+                return _append(body, b'"stream_options":{"include_usage":true}')
+        return self._replace(endpoint, body, changes, usage=usage)
+
+    def _changes_for(self, endpoint: Endpoint, facts: RequestFacts) -> dict[str, Raw]:
+        """Return the plain members to set, encoded."""
+        limited = endpoint in _DEFAULT_LIMIT_MEMBER
+        changes = self._changes_capped if limited else self._changes
+        model, cap = self._model, self._cap
+        sets_model = model is not None and model != facts.model
+        lowers = cap is not None and limited and (facts.max_output_tokens is None or facts.max_output_tokens > cap)
+        if sets_model or lowers:
+            changes = dict(changes)
+            if sets_model:
+                changes["model"] = self._raw_model
+            if lowers:
+                changes[facts.output_limit_field or _DEFAULT_LIMIT_MEMBER[endpoint]] = Raw(_encode(cap))
+        return changes
+
+    def _replace(self, endpoint: Endpoint, body: bytes, changes: dict[str, Raw], *, usage: bool) -> bytes:
+        found: dict[str, Any] = members(body)
+        changed = usage
+        if usage:
+            found["stream_options"] = _with_usage(found.get("stream_options"))
+        if not OUTPUT_LIMIT_MEMBERS.isdisjoint(changes):
+            for name in OUTPUT_LIMIT_MEMBERS - changes.keys():
+                changed |= found.pop(name, None) is not None
+        for name, raw in changes.items():
+            if found.get(name) != raw:
+                found[name] = raw
+                changed = True
+        if self._instructions is not None:
+            changed |= self._instruct(endpoint, found, self._instructions)
+        return _encode(found) if changed else body
+
+    def _instruct(self, endpoint: Endpoint, found: dict[str, Any], text: Raw) -> bool:
+        """Put the instructions where the endpoint has its own; return whether anything changed."""
+        if endpoint is Endpoint.RESPONSES:
+            if found.get("instructions") == text:
+                return False
+            found["instructions"] = text
+            return True
+        if endpoint is not Endpoint.CHAT_COMPLETIONS or "messages" not in found:
+            return False
+        try:
+            return self._lead_with_instructions(found, _decode_list(found["messages"]))
+        except UNREADABLE:
+            return False  # not a list of messages: the upstream will say so
+
+    def _lead_with_instructions(self, found: dict[str, Any], messages: list[Raw]) -> bool:
+        """Replace the leading system and developer messages by one, or by none if the text is empty.
+
+        It is a `system` message, which every model and every compatible server takes, unless the call itself used
+        `developer`.
+        """
+        lead, leading = self._system, 0
+        for message in messages:
+            role = _decode_role(message).role
+            if role not in ("system", "developer"):
+                break
+            leading += 1
+            if role == "developer":
+                lead = self._developer
+        if leading == len(lead) and messages[:leading] == lead:
+            return False
+        found["messages"] = lead + messages[leading:]
+        return True
+
+
+def _lead(role: str, text: str | None) -> list[Raw]:
+    return [Raw(_encode({"role": role, "content": text}))] if text else []
 
 
 def rewrite(endpoint: Endpoint, body: bytes, facts: RequestFacts, edits: Edits) -> bytes:
-    """Return the body with the edits made; the same object if nothing changes.
-
-    `facts` are those that `peek` read from this very body.
-
-    Raises:
-        BadRequestError: the body is no JSON object in UTF-8.
-    """
-    usage = edits.include_usage and facts.usage_on_request and not facts.include_usage
-    if usage and not facts.has_stream_options and _only_usage(facts, edits):
-        return _append(body, b'"stream_options":{"include_usage":true}')
-    if not usage and edits == NO_EDITS:
-        return body
-    changes = _changes(endpoint, facts, edits)
-    if not changes and not usage and edits.instructions is None:
-        return body
-    return _replace(endpoint, body, edits, changes, usage=usage)
-
-
-def _only_usage(facts: RequestFacts, edits: Edits) -> bool:
-    return (
-        (edits.model is None or edits.model == facts.model)
-        and edits.instructions is None
-        and not edits.overrides
-        and edits.max_output_tokens is None
-    )
+    """Return the body with the edits made; a server keeps an `Editor` instead of preparing them for each call."""
+    return Editor(edits).rewrite(endpoint, body, facts, include_usage=edits.include_usage)
 
 
 def _append(body: bytes, member: bytes) -> bytes:
     head = body.rstrip(_CLOSING_SPACE)[:-1]  # `peek` has seen an object, so the last byte is its closing brace
     return b"".join((head, b",", member, b"}"))
-
-
-def _changes(endpoint: Endpoint, facts: RequestFacts, edits: Edits) -> dict[str, bytes]:
-    """Return the plain members to set, encoded."""
-    changes = {name: _encode(value) for name, value in edits.overrides.items() if name not in PROTECTED_MEMBERS}
-    if edits.model is not None and edits.model != facts.model:
-        changes["model"] = _encode(edits.model)
-    cap = edits.max_output_tokens
-    if cap is not None and endpoint in _DEFAULT_LIMIT_MEMBER:
-        _cap_output(endpoint, facts, cap, changes)
-    return changes
-
-
-def _cap_output(endpoint: Endpoint, facts: RequestFacts, cap: int, changes: dict[str, bytes]) -> None:
-    overridden = next((name for name in changes if name in OUTPUT_LIMIT_MEMBERS), None)
-    if overridden is not None:
-        asked = msgspec.json.decode(changes[overridden])
-        if not isinstance(asked, int) or asked > cap:
-            changes[overridden] = _encode(cap)
-    elif facts.max_output_tokens is None or facts.max_output_tokens > cap:
-        changes[facts.output_limit_field or _DEFAULT_LIMIT_MEMBER[endpoint]] = _encode(cap)
-
-
-def _replace(endpoint: Endpoint, body: bytes, edits: Edits, changes: dict[str, bytes], *, usage: bool) -> bytes:
-    found = members(body)
-    changed = usage
-    if usage:
-        found["stream_options"] = _with_usage(found.get("stream_options"))
-    if not OUTPUT_LIMIT_MEMBERS.isdisjoint(changes):
-        for name in OUTPUT_LIMIT_MEMBERS - changes.keys():
-            changed |= found.pop(name, None) is not None
-    for name, encoded in changes.items():
-        if name not in found or bytes(found[name]) != encoded:
-            found[name] = Raw(encoded)
-            changed = True
-    if edits.instructions is not None:
-        changed |= _instruct(endpoint, found, edits.instructions)
-    return _encode(found) if changed else body
 
 
 def _with_usage(options: Raw | None) -> Raw:
@@ -136,39 +191,3 @@ def _with_usage(options: Raw | None) -> Raw:
         fields = {}
     fields["include_usage"] = Raw(b"true")
     return Raw(_encode(fields))
-
-
-def _instruct(endpoint: Endpoint, found: dict[str, Raw], text: str) -> bool:
-    """Put the instructions where the endpoint has its own; return whether anything changed."""
-    if endpoint is Endpoint.RESPONSES:
-        member, value = "instructions", _encode(text)
-    elif endpoint is Endpoint.CHAT_COMPLETIONS and "messages" in found:
-        try:
-            member, value = "messages", _instructed(_decode_list(found["messages"]), text)
-        except UNREADABLE:
-            return False  # not a list of messages: the upstream will say so
-    else:
-        return False
-    if member in found and bytes(found[member]) == value:
-        return False
-    found[member] = Raw(value)
-    return True
-
-
-def _instructed(messages: list[Raw], text: str) -> bytes:
-    """Return the messages with the leading system and developer ones replaced by one.
-
-    It is a `system` message, which every model and every compatible server takes, unless the call itself used
-    `developer`.
-    """
-    roles: list[str] = []
-    for message in messages:
-        role = _decode_role(message).role
-        if role not in ("system", "developer"):
-            break
-        roles.append(role)
-    rest = messages[len(roles) :]
-    if not text:
-        return _encode(rest)
-    role = "developer" if "developer" in roles else "system"
-    return _encode([Raw(_encode({"role": role, "content": text})), *rest])

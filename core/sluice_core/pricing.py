@@ -76,7 +76,8 @@ class _Rates:
         factor = self.tiers.get(tier)
         if factor is None:
             return None
-        into, out = self._input_cost(usage), self._output_cost(usage)
+        into = self._input_cost(usage) if usage.input_has_parts else usage.input_tokens * self.input
+        out = self._output_cost(usage) if usage.output_has_parts else usage.output_tokens * self.output
         numerator, denominator = (into + out) * factor[0], _TOKENS_PER_PRICE * factor[1]
         if self.long_above is not None and usage.input_tokens > self.long_above:
             (in_up, in_down), (out_up, out_down) = self.band_input, self.band_output

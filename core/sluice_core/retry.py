@@ -136,6 +136,8 @@ class RetryBudget:
 
     def _turn(self, now: float) -> int:
         slot = int(now // self._slot_seconds)
+        if slot == self._slot:
+            return slot % self._SLOTS
         last = slot if self._slot is None else self._slot
         for passed in range(last + 1, min(slot, last + self._SLOTS) + 1):
             self._calls[passed % self._SLOTS] = self._retries[passed % self._SLOTS] = 0

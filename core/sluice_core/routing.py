@@ -9,12 +9,13 @@ from bisect import bisect_right
 from collections.abc import Mapping
 
 from sluice_core.api.base import Value
-from sluice_core.api.modelroute import CallLimits, RuleMatch
+from sluice_core.api.modelroute import CallLimits, Endpoint, RuleMatch
 from sluice_core.request import RequestFacts
 from sluice_core.selection import PodPolicy
 from sluice_core.snapshot import FallbackPolicy, RulePolicy, SplitPolicy, TargetPolicy
 
 DEFAULT_TARGET = "default"
+MAX_KNOWN_KINDS = 1024
 
 
 class Route(Value, frozen=True, kw_only=True):
@@ -50,25 +51,26 @@ class NoRoute(Value, frozen=True, kw_only=True):
 _NO_LIMITS = CallLimits()
 
 
+_Conditions = tuple[tuple[str, str], ...]
+"""Header fields, by name in lower case, that a call must have; none for a call that matches whatever its header."""
+
+
 class _Match:
     """One alternative of a rule, prepared."""
 
-    __slots__ = ("_endpoints", "_headers", "_models", "_prefixes")
+    __slots__ = ("_endpoints", "_models", "_prefixes", "headers")
 
     def __init__(self, match: RuleMatch) -> None:
         self._endpoints = frozenset(match.endpoints)
         self._models = frozenset(model for model in match.models if not model.endswith("*"))
         self._prefixes = tuple(model[:-1] for model in match.models if model.endswith("*"))
-        self._headers = tuple((header.name.lower(), header.value) for header in match.headers)
+        self.headers: _Conditions = tuple((header.name.lower(), header.value) for header in match.headers)
 
-    def holds(self, facts: RequestFacts, headers: Mapping[str, str]) -> bool:
-        if self._endpoints and facts.endpoint not in self._endpoints:
+    def names(self, endpoint: Endpoint, model: str | None) -> bool:
+        if self._endpoints and endpoint not in self._endpoints:
             return False
-        if (self._models or self._prefixes) and not self._names(facts.model):
-            return False
-        return not self._headers or all(headers.get(name) == value for name, value in self._headers)
-
-    def _names(self, model: str | None) -> bool:
+        if not (self._models or self._prefixes):
+            return True
         return model is not None and (model in self._models or model.startswith(self._prefixes))
 
 
@@ -88,10 +90,11 @@ class _Rule:
             total += max(1, target.weight)
             self._bounds.append(total)
 
-    def matches(self, facts: RequestFacts, headers: Mapping[str, str]) -> bool:
-        if len(self._matches) == 1:
-            return self._matches[0].holds(facts, headers)
-        return not self._matches or any(match.holds(facts, headers) for match in self._matches)
+    def conditions(self, endpoint: Endpoint, model: str | None) -> tuple[_Conditions, ...]:
+        """Return the alternatives under which calls of this endpoint and model match; none if they never do."""
+        if not self._matches:
+            return ((),)
+        return tuple(match.headers for match in self._matches if match.names(endpoint, model))
 
     def choose(self, model: str | None, draw: float) -> Route | NoRoute:
         if not self._routes:  # its calls are refused: the next rule's upstream may be none that they may go to
@@ -103,24 +106,46 @@ class _Rule:
 
 
 class Router:
-    """The routes of one pod's policy, prepared. Immutable: a new policy gets a new router."""
+    """The routes of one pod's policy, prepared. Its rules never change: a new policy gets a new router.
 
-    __slots__ = ("_default", "_rules")
+    Which rules can match calls of an endpoint and model is worked out once and remembered, for as many as
+    `MAX_KNOWN_KINDS` of them: models are named by callers.
+    """
+
+    __slots__ = ("_default", "_known", "_rules")
 
     def __init__(self, policy: PodPolicy) -> None:
         self._rules = tuple(_Rule(route.key, rule) for route in policy.routes for rule in route.rules)
+        self._known: dict[tuple[Endpoint, str | None], tuple[tuple[_Rule, tuple[_Conditions, ...]], ...]] = {}
         upstream = policy.default_upstream
         self._default = None if upstream is None else Route(target=TargetPolicy(name=DEFAULT_TARGET, upstream=upstream))
+
+    def __len__(self) -> int:
+        """Return how many kinds of calls are remembered."""
+        return len(self._known)
 
     def route(self, facts: RequestFacts, headers: Mapping[str, str], draw: float) -> Route | NoRoute:
         """Return where a call goes.
 
         `headers` has lower-case names or ignores case; `draw`, uniform in [0, 1), picks among several targets.
         """
-        for rule in self._rules:
-            if rule.matches(facts, headers):
-                return rule.choose(facts.model, draw)
+        kind = facts.endpoint, facts.model
+        rules = self._known.get(kind)
+        if rules is None:
+            rules = self._remember(kind)
+        for rule, alternatives in rules:
+            for conditions in alternatives:
+                if not conditions or all(headers.get(name) == value for name, value in conditions):
+                    return rule.choose(facts.model, draw)
         return self._default if self._default is not None else NoRoute(model=facts.model)
+
+    def _remember(self, kind: tuple[Endpoint, str | None]) -> tuple[tuple[_Rule, tuple[_Conditions, ...]], ...]:
+        found = ((rule, rule.conditions(*kind)) for rule in self._rules)
+        rules = tuple((rule, alternatives) for rule, alternatives in found if alternatives)
+        if len(self._known) >= MAX_KNOWN_KINDS:
+            self._known.clear()
+        self._known[kind] = rules
+        return rules
 
 
 def route(policy: PodPolicy, facts: RequestFacts, headers: Mapping[str, str], draw: float) -> Route | NoRoute:

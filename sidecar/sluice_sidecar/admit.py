@@ -7,7 +7,7 @@ from sluice_core.errors import RefusalCode, refuse
 from sluice_core.limits.admission import Account
 from sluice_core.limits.decisions import Ask, Refused
 from sluice_core.limits.estimate import Estimate
-from sluice_core.split import user_key
+from sluice_core.split import UserKeys
 from sluice_sidecar.call import Call, user_hash
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.refusals import limited
@@ -22,7 +22,7 @@ def name_account(call: Call, account: Account) -> None:
     per_user = account.allocation.per_user if account.allocation is not None else None
     if per_user is None:
         return
-    key = user_key((per_user.key,), call.facts, call.fields.first)
+    key = UserKeys((per_user.key,)).of(call.facts, call.fields.first)
     call.user = user_hash(call.namespace, key) if key is not None else None
     if per_user.class_header is not None:
         value = call.fields.first.get(per_user.class_header.lower())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sluice_core.api.base import BodyField, KeySource
 from sluice_core.api.canarysplit import OnMissingKey
 from sluice_core.snapshot import ArmPolicy, SplitPolicy
-from sluice_core.split import Arm, assign, bucket_of
+from sluice_core.split import MAX_KNOWN_USERS, Arm, Assigner, assign, bucket_of
 
 
 class Fields(msgspec.Struct, frozen=True):
@@ -128,3 +128,33 @@ def test_another_salt_chooses_other_users() -> None:
     second = {user for user in users if bucket_of("two", user) < 1000}
 
     assert len(first & second) < 40  # 10 expected by chance
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "c", ""]),
+            st.sampled_from([None, "stable", "candidate", "other"]),
+            st.sampled_from([None, "stable", "candidate"]),
+        ),
+        max_size=30,
+    )
+)
+def test_what_was_assigned_before_changes_nothing(calls: list[tuple[str, str | None, Arm | None]]) -> None:
+    """Whoever called before, forced or pinned or not, a call gets the arm that it would get alone."""
+    assigner = Assigner(policy(50))
+    for number, (user, wanted, pinned) in enumerate(calls):
+        headers = {"x-user-id": user} | ({"x-sluice-arm": wanted} if wanted is not None else {})
+        call_id = f"call-{number}"
+        alone = assign(policy(50), Fields(), headers, call_id, pinned)
+        assert assigner.assign(Fields(), headers, call_id, pinned) == alone
+
+
+def test_users_are_remembered_within_bounds() -> None:
+    """However many users come, and however long their keys are, what is kept of them is bounded."""
+    assigner = Assigner(policy(50))
+    for number in range(MAX_KNOWN_USERS + 10):
+        assigner.assign(Fields(user=f"user-{number}"), {}, "call")
+    before = len(assigner)
+    assigner.assign(Fields(user="x" * 10_000), {}, "call")
+    assert before == len(assigner) <= MAX_KNOWN_USERS

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sluice_core.api.modelroute import CallLimits, Endpoint, HeaderMatch, RuleMatch
 from sluice_core.request import RequestFacts
-from sluice_core.routing import NoRoute, Route, Router, route
+from sluice_core.routing import MAX_KNOWN_KINDS, NoRoute, Route, Router, route
 from sluice_core.selection import PodPolicy
 from sluice_core.snapshot import RoutePolicy, RulePolicy, TargetPolicy
 
@@ -73,6 +73,31 @@ def test_the_first_rule_that_matches_applies() -> None:
         "gpt-4.1": ("ns/chat", "large", 5),
         "o3": ("ns/chat", "rest", 5),
     }
+
+
+def test_header_conditions_are_looked_at_in_every_call() -> None:
+    """Calls of one endpoint and model part by their header fields, whichever came first."""
+    premium = RuleMatch(models=("m",), headers=(HeaderMatch(name="X-Tier", value="premium"),))
+    router = Router(policy(rule("premium", premium), rule("rest")))
+    names = []
+    for tier in ("free", "premium", "free", "premium"):
+        found = router.route(RequestFacts(endpoint=CHAT, model="m"), {"x-tier": tier}, 0.0)
+        assert isinstance(found, Route)
+        assert found.rule is not None
+        names.append(found.rule.name)
+    assert names == ["rest", "premium", "rest", "premium"]
+
+
+def test_models_that_callers_make_up_are_remembered_within_bounds() -> None:
+    """However many models callers name, each finds its rule, and what is remembered stays bounded."""
+    router = Router(policy(rule("even", RuleMatch(models=("even*",))), rule("rest")))
+    for number in range(MAX_KNOWN_KINDS + 10):
+        name = "even" if number % 2 == 0 else "odd"
+        found = router.route(RequestFacts(endpoint=CHAT, model=f"{name}-{number}"), {}, 0.0)
+        assert isinstance(found, Route)
+        assert found.rule is not None
+        assert found.rule.name == ("even" if number % 2 == 0 else "rest")
+    assert len(router) <= MAX_KNOWN_KINDS
 
 
 def test_a_call_without_a_rule_goes_to_the_default_upstream_or_nowhere() -> None:
