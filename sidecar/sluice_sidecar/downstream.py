@@ -43,6 +43,9 @@ class Reply(web.StreamResponse):
         """Write nothing: the body is out."""
 
 
+_KEPT, _CLOSED = Reply(keep_alive=True), Reply(keep_alive=False)
+
+
 class Downstream:
     """One request of the application and the answer to it."""
 
@@ -71,31 +74,31 @@ class Downstream:
         request = self._request
         if (request.content_length or 0) > limit:
             raise BodyTooLargeError
-        await self.continue_body()
         content = request.content
-        first = await self._read_some()
-        if content.at_eof():
-            return first
-        parts, size = [first], len(first)
-        while not content.at_eof():
-            part = await self._read_some()
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                raise BodyTooLargeError
-        return b"".join(parts)
+        if not content.is_eof():
+            return await self._gather(limit)
+        body = b"" if content.at_eof() else content.read_nowait()  # as small as most, it came with its head
+        if len(body) > limit:
+            raise BodyTooLargeError
+        return body
 
-    async def _read_some(self) -> bytes:
+    async def _gather(self, limit: int) -> bytes:
+        self._continue_body()
         content = self._request.content
-        if content.at_eof():
-            return b""
-        if content.total_bytes and content.is_eof():
-            return content.read_nowait(-1)
+        clock = asyncio.get_running_loop().time
+        parts: list[bytes] = []
+        size = 0
         try:
-            async with asyncio.timeout(BODY_IDLE_SECONDS):
-                return await content.readany()
+            async with asyncio.timeout(BODY_IDLE_SECONDS) as idle:
+                while not content.at_eof():
+                    parts.append(await content.readany())
+                    size += len(parts[-1])
+                    if size > limit:
+                        raise BodyTooLargeError
+                    idle.reschedule(clock() + BODY_IDLE_SECONDS)
         except (TimeoutError, web.RequestPayloadError):
             raise BrokenBodyError from None
+        return b"".join(parts)
 
     async def iterate_body(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes. The application is read no faster than the upstream takes it.
@@ -103,15 +106,18 @@ class Downstream:
         Raises:
             ClientGoneError: it does not come to its end.
         """
-        await self.continue_body()
+        self._continue_body()
+        content = self._request.content
         try:
-            while not self._request.content.at_eof():
-                if part := await self._read_some():
+            while not content.at_eof():
+                async with asyncio.timeout(BODY_IDLE_SECONDS):
+                    part = await content.readany()
+                if part:
                     yield part
-        except (BrokenBodyError, ConnectionError):
+        except (TimeoutError, web.RequestPayloadError, ConnectionError):
             raise ClientGoneError from None
 
-    async def continue_body(self) -> None:
+    def _continue_body(self) -> None:
         """Ask for the body if the application waits to be asked."""
         request = self._request
         if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= (1, 1):
@@ -159,7 +165,7 @@ class Downstream:
     @property
     def reply(self) -> Reply:
         """Return what the server's handler returns."""
-        return Reply(keep_alive=self._keep_alive)
+        return _KEPT if self._keep_alive else _CLOSED
 
     def _transport(self) -> asyncio.Transport:
         transport = self._request.transport

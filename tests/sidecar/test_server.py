@@ -1,0 +1,242 @@
+"""The proxy port's server, below the pipeline: where it leaves aiohttp's own loop, it must behave as that does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sluice_sidecar.downstream import BodyTooLargeError, Downstream
+from sluice_sidecar.server import ProxyServer
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[tuple[int, ProxyServer]]:
+    """Serve on a free loopback port."""
+    server = ProxyServer(handler)
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    try:
+        yield listener.sockets[0].getsockname()[1], server
+    finally:
+        listener.close()
+        await server.shutdown(0.1)
+
+
+async def echo(request: web.BaseRequest) -> web.StreamResponse:
+    """Answer with the path and the body that came."""
+    downstream = Downstream(request, closing=False)
+    body = await downstream.read_body()
+    await downstream.send(200, "OK", [], request.raw_path.encode() + b":" + body)
+    return downstream.reply
+
+
+async def drop(request: web.BaseRequest) -> web.StreamResponse:
+    """Answer without a look at the body."""
+    downstream = Downstream(request, closing=False)
+    await downstream.send(200, "OK", [], request.raw_path.encode())
+    return downstream.reply
+
+
+async def talk(port: int, *pieces: bytes, until: bytes = b"") -> bytes:
+    """Send pieces, each in a segment of its own; return all that comes until the server closes, or until `until`."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+        return await (reader.readuntil(until) if until else reader.read())
+    finally:
+        writer.close()
+
+
+def post(path: str, body: bytes, *fields: str, chunks: int = 0) -> bytes:
+    """Return a request; with `chunks`, its body in chunks of that size."""
+    if chunks:
+        parts = [body[at : at + chunks] for at in range(0, len(body), chunks)]
+        framed = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+        length = "Transfer-Encoding: chunked"
+    else:
+        framed, length = body, f"Content-Length: {len(body)}"
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", length, *fields, "", ""]).encode() + framed
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cuts=st.lists(st.integers(1, 2000), max_size=12),
+    bodies=st.lists(st.binary(max_size=300), min_size=1, max_size=4),
+    chunks=st.sampled_from([0, 1, 7, 100]),
+)
+def test_requests_in_a_row_are_answered_in_order_however_they_are_cut(
+    cuts: list[int], bodies: list[bytes], chunks: int
+) -> None:
+    """Pipelined or one by one, in one segment or in many, each request gets its own answer, and in turn."""
+    requests = [post(f"/{number}", body, chunks=chunks) for number, body in enumerate(bodies)]
+    text = b"".join(requests) + b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    edges = sorted({cut for cut in cuts if cut < len(text)})
+    pieces = [text[a:b] for a, b in zip([0, *edges], [*edges, len(text)], strict=True)]
+
+    async def scenario() -> bytes:
+        async with serving(echo) as (port, _):
+            return await talk(port, *pieces)
+
+    expected = b""
+    for number, body in enumerate(bodies):
+        answer = b"/%d:" % number + body
+        expected += b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer
+    expected += b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n/last:"
+    assert asyncio.run(scenario()) == expected
+
+
+async def test_many_requests_at_once_wait_in_a_line_that_is_bounded() -> None:
+    """More requests than the parser puts in line are all answered."""
+    async with serving(echo) as (port, _):
+        last = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        answers = await talk(port, b"".join(post(f"/{n}", b"b" * 50) for n in range(500)) + last)
+    assert [part.split(b"\r\n\r\n")[1] for part in answers.split(b"HTTP/1.1 200 OK\r\n")[1:-1]] == [
+        b"/%d:" % n + b"b" * 50 for n in range(500)
+    ]
+
+
+@pytest.mark.parametrize("size", [0, 1, 300_000, 3_000_000])
+@pytest.mark.parametrize("chunks", [0, 65_536])
+async def test_a_body_of_any_size_arrives_whole(size: int, chunks: int) -> None:
+    """A body that is larger than what the server holds back is read on as soon as it is taken."""
+    body = bytes(range(256)) * (size // 256 + 1)
+    body = body[:size]
+    async with serving(echo) as (port, _):
+        answer = await talk(port, post("/", body, "Connection: close", chunks=chunks))
+    assert answer.endswith(b"/:" + body)
+
+
+async def test_a_body_that_nobody_wants_is_read_after_the_answer() -> None:
+    """A client that sends everything before it reads gets its answer, and the connection goes on."""
+    async with serving(drop) as (port, _):
+        body = b"x" * 2_000_000
+        answers = await talk(port, post("/1", body), b"GET /2 HTTP/1.1\r\nHost: x\r\n\r\n", until=b"/2")
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+
+
+async def test_a_body_above_the_limit_is_refused_before_it_has_all_come() -> None:
+    """At most the limit is read into memory, whether the length is declared or not."""
+    refused: list[str] = []
+
+    async def bounded(request: web.BaseRequest) -> web.StreamResponse:
+        downstream = Downstream(request, closing=True)
+        try:
+            await downstream.read_body(limit=1000)
+        except BodyTooLargeError:
+            refused.append(request.raw_path)
+        await downstream.send(413, "", [], b"")
+        return downstream.reply
+
+    async with serving(bounded) as (port, _):
+        await talk(port, post("/length", b"x" * 5000))
+        await talk(port, post("/chunks", b"x" * 5000, chunks=100))
+    assert refused == ["/length", "/chunks"]
+
+
+async def test_what_is_no_http_is_answered_without_a_quotation() -> None:
+    """The answer has the API's shape, and the connection ends."""
+    async with serving(echo) as (port, _):
+        answer = await talk(port, b"GET / HTTP/1.1\r\nHost: x\r\nsk-secret\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"Connection: close" in head
+    assert b'"code":"invalid_request"' in body.replace(b" ", b"") or b"invalid" in body
+    assert b"sk-secret" not in answer
+
+
+async def test_a_fault_of_the_handler_is_answered_and_ends_the_connection() -> None:
+    """Its text is in no answer."""
+
+    async def faulty(request: web.BaseRequest) -> web.StreamResponse:
+        raise ValueError("sk-secret")
+
+    async with serving(faulty) as (port, _):
+        answer = await talk(port, post("/", b"x"))
+    assert answer.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
+    assert b"sk-secret" not in answer
+
+
+async def test_a_handler_is_cancelled_when_its_client_goes() -> None:
+    """Nobody works for an answer that cannot be delivered."""
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: web.BaseRequest) -> web.StreamResponse:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        raise AssertionError
+
+    async with serving(slow) as (port, _):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post("/", b""))
+        await begun.wait()
+        writer.close()
+        async with asyncio.timeout(5):
+            await cancelled.wait()
+
+
+async def test_a_client_that_goes_in_the_middle_of_its_body_leaves_nothing_behind() -> None:
+    """The handler's reading ends at once."""
+    ended = asyncio.Event()
+
+    async def reading(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await echo(request)
+        finally:
+            ended.set()
+
+    async with serving(reading) as (port, _):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        await writer.drain()
+        writer.close()
+        async with asyncio.timeout(5):
+            await ended.wait()
+
+
+async def test_shutting_down_waits_for_the_call_under_way() -> None:
+    """An answer that is being made is still delivered; idle connections are closed."""
+    go_on, begun = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: web.BaseRequest) -> web.StreamResponse:
+        begun.set()
+        await go_on.wait()
+        return await echo(request)
+
+    async with serving(slow) as (port, server):
+        idle, idle_writer = await asyncio.open_connection("127.0.0.1", port)
+        call = asyncio.create_task(talk(port, post("/", b"x")))
+        await begun.wait()
+        stopping = asyncio.create_task(server.shutdown(5))
+        await asyncio.sleep(0)
+        go_on.set()
+        assert (await call).endswith(b"/:x")
+        await stopping
+        assert await idle.read() == b""
+        idle_writer.close()
+
+
+async def test_an_idle_connection_is_closed_in_the_end() -> None:
+    """What neither speaks nor leaves holds no connection for ever."""
+    async with serving(echo) as (port, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post("/", b"x"))
+        await reader.readuntil(b"/:x")
+        [connection] = server.connections
+        connection._next_keepalive_close_time = 0.0
+        connection._process_keepalive()
+        assert await reader.read() == b""
+        writer.close()
