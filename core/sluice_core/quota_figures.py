@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 
@@ -17,6 +18,14 @@ from sluice_core.sync import AllocationGauge
 
 NOTHING = Granted()
 _FORECAST_STEP_SECONDS = 300.0
+_RATES: Final = (
+    "granted_requests_per_minute",
+    "granted_tokens_per_minute",
+    "used_requests",
+    "used_tokens",
+    "waiting",
+    "refused",
+)
 
 
 def quota_figures(
@@ -55,6 +64,29 @@ def quota_figures(
         resets_at=rfc3339(min(each.resets_at for each in money.values())) if money else "",
         allocations=allocations,
     )
+
+
+def same_reading(before: QuotaAllocationStatus, after: QuotaAllocationStatus) -> bool:
+    """Tell whether two readings say the same to people: rates within a tenth of each other, all else equal.
+
+    A steady load never reads the same twice. What begins, ends, or concerns money or pods always differs.
+    """
+    if len(before.allocations) != len(after.allocations):
+        return False
+    return _exact(before) == _exact(after) and all(
+        _close(getattr(old, rate), getattr(new, rate))
+        for old, new in zip(before.allocations, after.allocations, strict=True)
+        for rate in _RATES
+    )
+
+
+def _exact(status: QuotaAllocationStatus) -> QuotaAllocationStatus:
+    rows = tuple(msgspec.structs.replace(each, **dict.fromkeys(_RATES, 0)) for each in status.allocations)
+    return msgspec.structs.replace(status, allocations=rows, granted="", used="")
+
+
+def _close(before: int, after: int) -> bool:
+    return bool(before) == bool(after) and abs(before - after) * 10 <= max(before, after)
 
 
 def _allocation(

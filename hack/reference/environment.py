@@ -49,6 +49,7 @@ _OPERATOR = {
     "certificate_secret": "Secret with the certificate of the sync server and the injector",
     "certificate_names": "DNS names in it, comma-separated; without them the sync server is off",
     "certificate_issuer": "Who writes that Secret: `Sluice` or `External`",
+    "excluded_namespaces": "Namespaces besides its own that the webhook is not asked about, comma-separated",
     "ports_file": "File that is written with the ports once they listen",
     "log_level": "Least level that is logged",
     "tick_seconds": "Longest time between two rounds",

@@ -114,7 +114,7 @@ class Operator:
             budgets=self.budgets,
             clock=monotonic,
             wall=time.time,
-            own_namespace=settings.namespace,
+            exempt_namespaces=settings.exempt_namespaces,
             drift_seconds=settings.drift_seconds,
             reread_seconds=settings.reread_seconds,
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from sluice_core.api.base import Value
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.modelroute import ModelRoute
 from sluice_core.compile import AnyResource
 from sluice_operator.kinds import INJECT_LABEL
-from sluice_operator.world import Held, Namespace, Pod, World, wants_injection
+from sluice_operator.world import Held, World, wants_injection
 
 
 class Inputs(Value, frozen=True, kw_only=True):
@@ -36,17 +37,19 @@ class Inputs(Value, frozen=True, kw_only=True):
         )
 
 
-def gather(world: World) -> Inputs:
+def gather(world: World, exempt: Collection[str] = ()) -> Inputs:
     """Return the inputs of a round.
 
     A namespace gets a policy when it has pods with a sidecar, and before that when somebody has said that it will: by
     the label on it or on a pod, or by a route or split in it. So the first pod finds its policy mounted when it starts.
+    In an `exempt` namespace the injector adds no sidecar, so a label says nothing there.
     """
     namespaces, held = world.namespaces(), world.held()
     leaving = frozenset(each.name for each in namespaces.values() if each.leaving)
     pods = [pod for pod in world.pods() if not pod.leaving]
-    consumers = {pod.namespace for pod in pods if _concerned(pod, namespaces.get(pod.namespace))}
-    consumers |= {name for name, each in namespaces.items() if each.labels.get(INJECT_LABEL) == "true"}
+    labelled = {pod.namespace for pod in pods if wants_injection(pod, namespaces.get(pod.namespace))}
+    labelled |= {name for name, each in namespaces.items() if each.labels.get(INJECT_LABEL) == "true"}
+    consumers = labelled.difference(exempt) | {pod.namespace for pod in pods if pod.injected}
     consumers |= {each.metadata.namespace for each in held if isinstance(each.resource, ModelRoute | CanarySplit)}
     injected: dict[str, list[dict[str, str]]] = {}
     for pod in sorted(pods, key=lambda each: (each.namespace, each.name)):
@@ -60,7 +63,3 @@ def gather(world: World) -> Inputs:
         pods={namespace: tuple(labels) for namespace, labels in injected.items()},
         running=dict(running),
     )
-
-
-def _concerned(pod: Pod, namespace: Namespace | None) -> bool:
-    return pod.injected or wants_injection(pod, namespace)

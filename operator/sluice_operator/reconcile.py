@@ -54,7 +54,7 @@ class Reconciler:
         events: Events,
         clock: Callable[[], float],
         wall: Callable[[], float],
-        own_namespace: str = "sluice-system",
+        exempt_namespaces: frozenset[str] = frozenset(),
         budgets: Budgets | None = None,
         drift_seconds: float = DRIFT_SECONDS,
         reread_seconds: float = DRIFT_SECONDS,
@@ -66,7 +66,7 @@ class Reconciler:
         self._events = events
         self._clock = clock
         self._wall = wall
-        self._own_namespace = own_namespace
+        self._exempt = exempt_namespaces
         self._budgets = budgets
         self._drift_seconds = drift_seconds
         self._looked_at = float("-inf")
@@ -94,10 +94,10 @@ class Reconciler:
     async def lead(self) -> None:
         """Do one round as leader."""
         self._synced_memo.clear()
-        inputs = gather(self._world)
+        inputs = gather(self._world, self._exempt)
         compiled = self._compile(inputs)
         if await self._advance(inputs, compiled):
-            inputs = gather(self._world)
+            inputs = gather(self._world, self._exempt)
             compiled = self._compile(inputs)
         self._fleet.adopt(compiled, self._clock())
         self._fleet.present(self._sidecar_pods(), self._clock())
@@ -118,7 +118,7 @@ class Reconciler:
 
     def follow(self) -> None:
         """Do one round as standby: know the policy and serve it, write nothing."""
-        self._show(self._compile(gather(self._world)))
+        self._show(self._compile(gather(self._world, self._exempt)))
 
     def _compile(self, inputs: Inputs) -> Compiled:
         """Compile, unless nothing that matters has changed since the last time."""
@@ -204,7 +204,7 @@ class Reconciler:
         self.statuses.forget(set(current))
 
     async def _tell_uninjected(self) -> None:
-        pods = uninjected(self._world, self._own_namespace)
+        pods = uninjected(self._world, self._exempt)
         self.uninjected = len(pods)
         # A few per round: whoever opts in a namespace full of pods must not flood the event list at once.
         news = [pod for pod in pods if pod.uid not in self._told_uninjected][:MAX_TOLD_PODS]

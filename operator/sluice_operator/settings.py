@@ -28,6 +28,8 @@ class Settings(Value, frozen=True, kw_only=True):
 
     `http` serves probes and metrics, `sync` the sidecars. The sync server needs `certificate_names`, the DNS names of
     its service, comma-separated; without them it is off, and policy reaches the pods by their mounts alone.
+    `excluded_namespaces`, comma-separated, are those that the webhook is not asked about besides the operator's own: a
+    label there asks for nothing.
     """
 
     namespace: str = "sluice-system"
@@ -38,6 +40,7 @@ class Settings(Value, frozen=True, kw_only=True):
     certificate_secret: str = "sluice-certificates"  # noqa: S105 -- a name
     certificate_names: str = ""
     certificate_issuer: CertificateIssuer = CertificateIssuer.SLUICE
+    excluded_namespaces: str = ""
     ports_file: str = ""
     log_level: str = "info"
     tick_seconds: float = 5.0
@@ -50,7 +53,12 @@ class Settings(Value, frozen=True, kw_only=True):
     @property
     def dns_names(self) -> tuple[str, ...]:
         """Return the names in the sync server's certificate."""
-        return tuple(name.strip() for name in self.certificate_names.split(",") if name.strip())
+        return _list(self.certificate_names)
+
+    @property
+    def exempt_namespaces(self) -> frozenset[str]:
+        """Return the namespaces in which no pod gets a sidecar."""
+        return frozenset((self.namespace, *_list(self.excluded_namespaces)))
 
     @property
     def identity(self) -> str:
@@ -83,6 +91,10 @@ def load(environment: Mapping[str, str] = os.environ) -> Settings:
         except msgspec.ValidationError as error:
             raise SettingsError(f"{_PREFIX}{field.name.upper()}: {error}") from None
     return Settings(**values)  # type: ignore[arg-type]
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(each.strip() for each in text.split(",") if each.strip())
 
 
 def address(text: str) -> tuple[str, int]:

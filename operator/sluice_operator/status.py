@@ -23,6 +23,9 @@ S = TypeVar("S", bound=Status)
 MAX_TOLD: Final = 5
 _TOLD: Final = frozenset({"Ready", "Accepted", "ResolvedRefs", "Conflicted", "WorkloadsSelected"})
 
+_COUNTING: Final = frozenset({"ConfigSynced"})
+"""Their messages hold numbers that move."""
+
 _REFERENCES: Final = frozenset(
     {
         Reason.UPSTREAM_NOT_FOUND,
@@ -198,6 +201,18 @@ def keep_times(conditions_: tuple[Condition, ...], stored: tuple[Condition, ...]
     )
 
 
+def only_figures(stored: Status, status: Status) -> bool:
+    """Tell whether a status says nothing new but figures: its conditions stand, whatever numbers they tell."""
+    return stored.observed_generation == status.observed_generation and _standing(stored) == _standing(status)
+
+
+def _standing(status: Status) -> list[tuple[str, str, str, str]]:
+    return [
+        (each.type, each.status.value, each.reason, "" if each.type in _COUNTING else each.message)
+        for each in status.conditions
+    ]
+
+
 def status_patch(stored: Mapping[str, Any], status: Status) -> Json | None:
     """Return the merge patch from the stored status to this one; None if they say the same.
 
@@ -252,8 +267,10 @@ def transitions(
         if old is not None and (old.status, old.reason) == (condition.status, condition.reason):
             continue
         if bad or condition.type == "Ready":
+            # Policy comes before its pods in the order of things, so that nobody is selected yet is no fault.
+            warning = bad and condition.reason != Reason.NOBODY_SELECTED
             found.setdefault(
-                condition.reason, Transition(reason=condition.reason, message=condition.message, warning=bad)
+                condition.reason, Transition(reason=condition.reason, message=condition.message, warning=warning)
             )
     return tuple(found.values())
 

@@ -13,13 +13,14 @@ from sluice_core.api.canarysplit_status import CanarySplit, CanarySplitStatus
 from sluice_core.api.modelroute import ModelRoute, ModelRouteStatus
 from sluice_core.api.quotaallocation import QuotaAllocation, QuotaAllocationStatus
 from sluice_core.api.upstream import Upstream, UpstreamStatus
+from sluice_core.quota_figures import same_reading
 from sluice_operator.cluster import ApiError, Cluster, ConflictError, NotFoundError
 from sluice_operator.events import Events
-from sluice_operator.status import Facts, conditions, keep_times, status_patch, synced_text, transitions
+from sluice_operator.status import Facts, conditions, keep_times, only_figures, status_patch, synced_text, transitions
 from sluice_operator.world import Held, World
 
-FIGURES_SECONDS: Final = 15.0
-"""Figures alone are written this often at most; what changes a condition is written at once."""
+FIGURES_SECONDS: Final = 30.0
+"""Figures alone are written this often at most, and not while they stay much the same; conditions are at once."""
 
 _log = structlog.get_logger()
 
@@ -77,7 +78,7 @@ class StatusWriter:
         patch = status_patch(held.raw_status, status)
         if patch is None:
             return True
-        if not at_once and set(patch).isdisjoint(("conditions", "observedGeneration")) and not self._due(held):
+        if not at_once and only_figures(stored_status(held), status) and not self._due(held, status):
             return True
         meta = held.metadata
         try:
@@ -101,8 +102,13 @@ class StatusWriter:
         """Drop what is remembered of resources that are gone; `present` are the uids of the others."""
         self._written_at = {uid: at for uid, at in self._written_at.items() if uid in present}
 
-    def _due(self, held: Held) -> bool:
-        return self._clock() - self._written_at.get(held.metadata.uid, float("-inf")) >= FIGURES_SECONDS
+    def _due(self, held: Held, status: Status) -> bool:
+        if self._clock() - self._written_at.get(held.metadata.uid, float("-inf")) < FIGURES_SECONDS:
+            return False
+        stored = stored_status(held)
+        if isinstance(stored, QuotaAllocationStatus) and isinstance(status, QuotaAllocationStatus):
+            return not same_reading(stored, status)
+        return True
 
 
 def with_sync(status: Status, facts: Facts) -> Status:

@@ -265,9 +265,27 @@ def test_the_processes_accept_their_environment(tmp_path: Path) -> None:
 
     names = ("sluice-injector.sluice-system.svc", "sluice-operator.sluice-system.svc")
     assert operator.dns_names == injector.names == names
+    assert operator.exempt_namespaces == _unseen(objects)
     assert operator.certificate_secret == injector.secret == "sluice-certificates"
     assert operator.lease_name == find(objects, "Lease", "sluice-operator")["metadata"]["name"]
     assert injector.webhook == find(objects, "MutatingWebhookConfiguration", "sluice-injector")["metadata"]["name"]
+
+
+@pytest.mark.parametrize("excluded", [[], ["vault"], ["kube-system", "a", "b"]])
+def test_operator_and_webhook_leave_out_the_same_namespaces(excluded: list[str]) -> None:
+    """One value says where no sidecar is added; the operator then misses none there and writes no policy for it."""
+    objects = render({"injector": {"excludedNamespaces": excluded}})
+    operator = settings.load(_environment(objects, "sluice-operator"))
+
+    assert operator.exempt_namespaces == _unseen(objects) == {NAMESPACE, *excluded}
+
+
+def _unseen(objects: list[Json]) -> set[str]:
+    """Return the namespaces that no entry of the webhook configuration matches."""
+    entries = find(objects, "MutatingWebhookConfiguration", "sluice-injector")["webhooks"]
+    named = [set(each["namespaceSelector"]["matchExpressions"][0]["values"]) for each in entries]
+    assert all(each == named[0] for each in named)
+    return named[0]
 
 
 def _environment(objects: list[Json], deployment: str) -> dict[str, str]:

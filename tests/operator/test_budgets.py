@@ -26,6 +26,7 @@ from sluice_operator.reconcile import Reconciler
 from sluice_operator.resource_metrics import BudgetMetrics, ResourceMetrics
 from sluice_operator.rollouts import FleetRollouts
 from sluice_operator.spend_store import STATE_KEY, STORE_SECONDS, SpendStore, shard_of
+from sluice_operator.statuses import FIGURES_SECONDS
 from sluice_operator.sync import PolicyBoard
 from sluice_operator.webhook_secrets import ClusterSecrets
 from sluice_operator.webhooks import Webhooks
@@ -63,13 +64,12 @@ class Replica:
             events=events,
             clock=clock,
             wall=wall,
-            own_namespace=HOME,
             budgets=self.budgets,
         )
         self.leader.lead(True, clock())
 
     async def round(self) -> None:
-        self.clock.advance(STORE_SECONDS + 6.0)  # figures in statuses are written every 15 s
+        self.clock.advance(max(STORE_SECONDS, FIGURES_SECONDS) + 1.0)
         await self.observer.relist()
         await self.reconciler.lead()
 

@@ -15,9 +15,15 @@ def test_defaults_hold_where_nothing_is_set():
 def test_every_setting_has_its_variable():
     """Numbers and lists are read from text."""
     settings = load(
-        {"SLUICE_TICK_SECONDS": "2.5", "SLUICE_NAMESPACE": "s", "SLUICE_CERTIFICATE_NAMES": "a.svc, b.svc,"}
+        {
+            "SLUICE_TICK_SECONDS": "2.5",
+            "SLUICE_NAMESPACE": "s",
+            "SLUICE_CERTIFICATE_NAMES": "a.svc, b.svc,",
+            "SLUICE_EXCLUDED_NAMESPACES": "kube-system,vault",
+        }
     )
     assert (settings.tick_seconds, settings.namespace, settings.dns_names) == (2.5, "s", ("a.svc", "b.svc"))
+    assert settings.exempt_namespaces == {"s", "kube-system", "vault"}
 
 
 @pytest.mark.parametrize("environment", [{"SLUICE_TICK_SECONDS": "soon"}, {"SLUICE_CERTIFICATE_ISSUER": "Somebody"}])

@@ -12,7 +12,7 @@ from sluice_core.rollout.observation import Plan
 from sluice_core.snapshot import Snapshot, decode
 from sluice_operator.cluster import Cluster
 from sluice_operator.events import Events
-from sluice_operator.fleet import NoFleet
+from sluice_operator.fleet import Fleet, NoFleet
 from sluice_operator.kinds import (
     CONFIG_MAPS,
     EVENTS,
@@ -49,7 +49,7 @@ class Still:
 class Operator:
     """The operator's parts, moved by hand: `round()` sees what there is and does one round."""
 
-    def __init__(self, cluster: Cluster, clock: Any, rollouts: Rollouts) -> None:
+    def __init__(self, cluster: Cluster, clock: Any, rollouts: Rollouts, fleet: Fleet) -> None:
         self.world = World()
         self.clock = clock
         self.board = PolicyBoard()
@@ -57,12 +57,13 @@ class Operator:
         self.reconciler = Reconciler(
             cluster,
             self.world,
-            fleet=NoFleet(),
+            fleet=fleet,
             rollouts=rollouts,
             board=self.board,
             events=Events(cluster, identity="a", wall=clock),
             clock=clock,
             wall=clock,
+            exempt_namespaces=frozenset({"sluice-system", "kube-system"}),
         )
 
     async def round(self) -> None:
@@ -80,7 +81,7 @@ def rbac(api) -> None:
 @pytest.fixture
 def operators(cluster: Cluster, clock) -> Callable[..., Operator]:
     """Make operators, one after the other, on the same cluster."""
-    return lambda rollouts=None: Operator(cluster, clock, rollouts or Still())
+    return lambda rollouts=None, fleet=None: Operator(cluster, clock, rollouts or Still(), fleet or NoFleet())
 
 
 @pytest.fixture

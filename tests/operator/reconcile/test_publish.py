@@ -96,6 +96,17 @@ async def test_a_labelled_namespace_has_its_policy_before_its_first_pod(operator
     assert seen.policy().namespace == "team"
 
 
+@pytest.mark.parametrize("where", ["pod", "namespace"])
+async def test_a_label_asks_for_nothing_where_the_webhook_does_not_look(operator, api, put_pod, where: str):
+    """In an exempt namespace no policy is written and no pod is missed, whatever is labelled there."""
+    label = {"sluice.dev/inject": "true"}
+    api.put(NAMESPACES, "sluice-system", metadata={"labels": label if where == "namespace" else {}})
+    put_pod("operator-1", "sluice-system", injected=False, **(label if where == "pod" else {}))
+    await operator.round()
+    assert api.all(CONFIG_MAPS) == []
+    assert operator.reconciler.uninjected == 0
+
+
 async def test_nothing_is_written_into_a_namespace_that_is_being_deleted(operator, api, team):
     """Deletion of a namespace is not disturbed."""
     api.put(NAMESPACES, "team", metadata={"labels": {"team": "yes"}, "deletionTimestamp": "2026-01-01T00:00:00Z"})
