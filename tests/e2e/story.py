@@ -18,6 +18,14 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 
+def image_values(reference: str) -> dict[str, str]:
+    """Return an image reference as the chart's values. A colon before the last slash is a registry's port, no tag."""
+    name, _, digest = reference.partition("@")
+    directory, slash, last = name.rpartition("/")
+    last, _, tag = last.partition(":")
+    return {"repository": f"{directory}{slash}{last}", "tag": tag or "latest", "digest": digest}
+
+
 class Cluster:
     """A cluster, by its KUBECONFIG, and one release of the chart in it."""
 
@@ -45,13 +53,36 @@ class Cluster:
         """Install the chart, or upgrade it, and wait until all of it is ready."""
         values: list[str] = []
         for part, image in (("operator", self.operator_image), ("sidecar", self.sidecar_image)):
-            repository, _, tag = image.rpartition(":")
-            values += [f"{part}.image.repository={repository}", f"{part}.image.tag={tag}"]
+            values += [f"{part}.image.{name}={value}" for name, value in image_values(image).items()]
             values += [f"{part}.image.pullPolicy={self.pull_policy}"]
         chart = str(ROOT / "charts" / "sluice")
         sets = [word for value in (*values, *settings) for word in ("--set", value)]
         wait = ["--wait", "--timeout", "5m", "--create-namespace", "--namespace", SYSTEM]
         self.helm("upgrade", "--install", "sluice", chart, *wait, *sets)
+
+    def system(self, *arguments: str, check: bool = True) -> str:
+        """Run kubectl in the namespace of the release."""
+        return self.kubectl("--namespace", SYSTEM, *arguments, check=check)
+
+    def leader(self) -> str:
+        """Return the pod of the operator that leads, empty if none does."""
+        lease = self.get("--namespace", SYSTEM, "lease", "sluice-operator")
+        return str(lease["spec"].get("holderIdentity") or "").split("_")[0]
+
+    def kill(self, pod: str) -> None:
+        """Kill a pod of the release without a warning."""
+        self.system("delete", "pod", pod, "--grace-period=0", "--force", check=False)
+
+    def scale(self, *names: str, replicas: int) -> None:
+        """Give deployments of the release this many pods, and wait until it is so."""
+        for name in names:
+            self.system("scale", "deployment", name, f"--replicas={replicas}")
+        for name in names:
+            self.system("rollout", "status", f"deployment/{name}", "--timeout=180s")
+            if replicas == 0:
+                part = name.removeprefix("sluice-")
+                label = f"app.kubernetes.io/name=sluice,app.kubernetes.io/component={part}"
+                self.system("wait", "--for=delete", "pod", "--selector", label, "--timeout=90s")
 
     def helm(self, *arguments: str) -> str:
         """Run helm and return what it prints."""
@@ -83,6 +114,7 @@ class Story:
             "APP_IMAGE": self.cluster.app_image,
             "PULL_POLICY": self.cluster.pull_policy,
             "[python, -c, CALL]": json.dumps(["python", "-c", (HERE / "call.py").read_text()]),
+            "[python, -c, TRAFFIC]": json.dumps(["python", "-c", (HERE / "traffic.py").read_text()]),
         }
         for word, value in (words | replaced).items():
             text = text.replace(word, value)
@@ -110,6 +142,30 @@ class Story:
         script = (HERE / "call.py").read_text()
         output = self.kubectl("exec", place, "--container", "app", "--", "python", "-c", script, json.dumps(users))
         return [json.loads(line) for line in output.splitlines()]
+
+    def traffic(self, *, pods: int, calls_per_second: float) -> Story:
+        """Start applications that call without end, each with `calls_per_second`."""
+        self.apply("traffic", REPLICAS=str(pods), PACE=str(calls_per_second))
+        return self.rolled_out("traffic")
+
+    def diary(self, since: float = 0.0) -> list[Json]:
+        """Return the calls that the traffic's pods have made since a time of theirs, in order of time."""
+        options = ["--container", "app", "--tail", "-1", "--max-log-requests", "100"]
+        lines = self.kubectl("logs", "--selector", "role=traffic", *options).splitlines()
+        calls: list[Json] = [json.loads(line) for line in lines if line.startswith("{")]
+        return sorted((call for call in calls if call["at"] >= since), key=lambda call: call["at"])
+
+    def last_call_at(self) -> float:
+        """Return the time of the traffic's newest call: now, by the clock of the node."""
+        return float(self.diary()[-1]["at"])
+
+    def order_fault(self, **fault: object) -> None:
+        """Order a fault of the mock, in force from the moment this returns."""
+        script = (
+            "import sys, urllib.request as r\n"
+            "r.urlopen(r.Request('http://127.0.0.1:8080/mock/faults', sys.argv[1].encode(), method='POST')).read()"
+        )
+        self.kubectl("exec", "deployment/mock-openai", "--", "python", "-c", script, json.dumps(fault))
 
     def ledger(self) -> list[Json]:
         """Return the mock's own book of the calls it has served."""
