@@ -189,12 +189,17 @@ class SyncChannel:
             status = self._ca_file.stat()
             signature = (status.st_ino, status.st_mtime_ns, status.st_size)
         if self._session is None or signature != self._ca_signature:
-            await self._close()
             context = ssl.create_default_context(cafile=self._ca_file) if self._ca_file is not None else True
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=4, ssl=context), cookie_jar=aiohttp.DummyCookieJar()
+            # Report and long poll come here at once: the new session must stand before either waits for the old to end.
+            before, self._session = (
+                self._session,
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(limit=4, ssl=context), cookie_jar=aiohttp.DummyCookieJar()
+                ),
             )
             self._ca_signature = signature
+            if before is not None:
+                await before.close()
         return self._session
 
     async def _close(self) -> None:

@@ -211,7 +211,7 @@ class ApiServer(kmock.KubernetesScaffold):
     def _update(self, type_: ResourceType, key: Key, request: kmock.Request, method: str) -> Json:
         data = request.data if request.data is not None else msgspec.json.decode(request.body)
         if request.headers.get("Content-Type", "").startswith("application/apply-patch"):
-            return self._apply(type_, key, data, request.params["fieldManager"])
+            return self._apply(type_, key, data, request.params["fieldManager"], request.params.get("force") == "true")
         before = self._found(key)
         self._check(before, {"resourceVersion": data.get("metadata", {}).get("resourceVersion")})
         after = copy.deepcopy(data) if method == "PUT" else _merge(before, data)
@@ -221,7 +221,7 @@ class ApiServer(kmock.KubernetesScaffold):
             after = after | ({"status": before["status"]} if "status" in before else {})
         return self._store(key, before, after)
 
-    def _apply(self, type_: ResourceType, key: Key, data: Json, manager: str) -> Json:
+    def _apply(self, type_: ResourceType, key: Key, data: Json, manager: str, force: bool) -> Json:
         owned = {name: value for name, value in data.items() if name in ("data", "spec", "type")}
         if "labels" in data["metadata"]:
             owned["metadata"] = {"labels": data["metadata"]["labels"]}
@@ -230,6 +230,9 @@ class ApiServer(kmock.KubernetesScaffold):
         if before is None:
             answer = self._create(type_, key, data)
         else:
+            # Whatever this manager did not put there itself is somebody else's.
+            if not force and _disputed(before, owned, last):
+                raise RefusalError(409, "Conflict", "conflict with another field manager")
             answer = self._store(key, before, _merge(_without(before, last, owned), owned))
         self.applied[key, manager] = owned
         return answer
@@ -346,6 +349,15 @@ def _merge(before: Any, patch: Any) -> Any:
         else:
             merged[name] = _merge(merged.get(name), value)
     return merged
+
+
+def _disputed(stored: Any, wanted: Any, last: Any) -> bool:
+    """Tell whether an apply would change a value that its manager does not own."""
+    if isinstance(wanted, dict):
+        return isinstance(stored, dict) and any(
+            name in stored and _disputed(stored[name], value, (last or {}).get(name)) for name, value in wanted.items()
+        )
+    return bool(stored != wanted and stored != last)
 
 
 def _without(stored: Any, last: Any, owned: Any) -> Any:

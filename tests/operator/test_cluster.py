@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import aiohttp
 import pytest
 
 from sluice_operator import cluster as api_client
@@ -71,6 +72,21 @@ async def test_apply_is_idempotent_and_sets_back_what_others_changed(cluster: Cl
     api.put(CONFIG_MAPS, "policy", "team", data={"a": "edited", "b": "2", "c": "foreign"})
     repaired = await cluster.apply(CONFIG_MAPS, "team", "policy", {"data": {"a": "1"}})
     assert repaired["data"] == {"a": "1", "c": "foreign"}
+
+
+async def test_fields_of_another_manager_are_taken_over_on_purpose(cluster: Cluster, api):
+    """An apply that does not insist is refused where somebody else has written; the operator's own does insist."""
+    await cluster.apply(CONFIG_MAPS, "team", "policy", {"data": {"a": "1"}})
+    api.put(CONFIG_MAPS, "policy", "team", data={"a": "edited"})
+    path = CONFIG_MAPS.path("team", "policy")
+    body = {"metadata": {"name": "policy", "namespace": "team"}, "data": {"a": "2"}}
+    url = f"{str(api.url).rstrip('/')}{path}?fieldManager=sluice-operator"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.patch(url, json=body, headers={"Content-Type": "application/apply-patch+yaml"}) as answer,
+    ):
+        assert answer.status == 409
+    assert (await cluster.apply(CONFIG_MAPS, "team", "policy", body))["data"] == {"a": "2"}
 
 
 async def test_a_status_patch_loses_against_a_newer_version(cluster: Cluster, api):

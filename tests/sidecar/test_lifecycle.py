@@ -215,13 +215,15 @@ def test_two_policies_at_once_leave_no_gap(start: Any, client: Client, mock: Any
     threads = [threading.Thread(target=call) for _ in range(3)]
     for thread in threads:
         thread.start()
-    for number in range(4):
-        fallback = FallbackPolicy(static_message=f"{number}")
-        rule = policies.rule(fallbacks=(fallback,))
-        sidecar.runs(sidecar.apply(policies.snapshot(policies.upstream(mock.base_url), rules=(rule,))))
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for number in range(4):
+            fallback = FallbackPolicy(static_message=f"{number}")
+            rule = policies.rule(fallbacks=(fallback,))
+            sidecar.runs(sidecar.apply(policies.snapshot(policies.upstream(mock.base_url), rules=(rule,))))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert statuses == {200}
     with socket.create_connection(("127.0.0.1", sidecar.port), timeout=2):
         pass

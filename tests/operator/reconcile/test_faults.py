@@ -39,12 +39,27 @@ async def test_a_write_that_fails_is_under_way_and_then_ready(operator, api, tea
 
 
 async def test_a_status_conflict_is_retried_from_the_newer_state(operator, api, team, seen):
-    """409 loses one round and overwrites nothing."""
-    api.fail(409, "Conflict", method="patch", path="/modelroutes/chat/status")
-    await operator.round()
+    """Somebody writes between a look and the status: that round overwrites nothing, the next one has both."""
+    await operator.observer.relist()
+    api.put(MODEL_ROUTES, "chat", "team", metadata={"annotations": {"owner": "chat-team"}})
+    await operator.reconciler.lead()
     assert "status" not in api.object(MODEL_ROUTES, "chat", "team")
+    assert operator.reconciler.statuses.conflicts == 1
     await operator.round()
     assert seen.condition(MODEL_ROUTES, "chat", "team", "Ready")["status"] == "True"
+    assert api.object(MODEL_ROUTES, "chat", "team")["metadata"]["annotations"] == {"owner": "chat-team"}
+
+
+async def test_of_two_leaders_one_status_write_stands(operators, api, team):
+    """Two that both believe to lead write over the same version: the second is refused and reads again."""
+    first, second = operators(), operators()
+    for each in (first, second):
+        await each.observer.relist()
+    await first.reconciler.lead()
+    await second.reconciler.lead()
+    assert (first.reconciler.statuses.conflicts, second.reconciler.statuses.conflicts) == (0, 2)
+    await second.round()
+    assert second.reconciler.statuses.conflicts == 2
 
 
 async def test_without_a_complete_view_nothing_is_known(operator, api, team):
