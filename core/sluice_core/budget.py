@@ -119,12 +119,16 @@ class Mark(Value, frozen=True, kw_only=True):
 
 
 class LedgerState(Value, frozen=True, kw_only=True):
-    """The ledger as it is stored. Days by budget, hours of recent spend by budget, alerts that were given."""
+    """The ledger as it is stored. Days by budget, hours of recent spend by budget, alerts that were given.
+
+    `users` is the money of single users, by allocation and day.
+    """
 
     days: dict[str, dict[str, int]] = {}
     hours: dict[str, dict[int, int]] = {}
     marks: tuple[Mark, ...] = ()
     alerts: dict[str, dict[str, int]] = {}
+    users: dict[str, dict[str, dict[str, int]]] = {}
 
 
 class Alert(Value, frozen=True, kw_only=True):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
+import msgspec
+
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation import QuotaAllocationStatus
 from sluice_core.api.upstream import Limits
@@ -19,6 +21,7 @@ from sluice_core.limits.allocator import LEASE_SECONDS, Allocator
 from sluice_core.limits.holdings import with_slack
 from sluice_core.limits.keys import Dimension
 from sluice_core.limits.learned import with_learned
+from sluice_core.limits.user_leases import UserLeases, scope_of
 from sluice_core.problems import Problem
 from sluice_core.quota_figures import quota_figures
 from sluice_core.rollout.evidence import totals_in
@@ -26,7 +29,15 @@ from sluice_core.rollout.merge import CountLedger
 from sluice_core.rollout.observation import Observation, WebhookAnswer
 from sluice_core.snapshot import QuotaPolicy, SplitPolicy, UpstreamPolicy
 from sluice_core.spending import Spending
-from sluice_core.sync import AllocationGauge, BreakerGauge, PodRef, SyncRequest, SyncResponse
+from sluice_core.sync import (
+    AllocationGauge,
+    BreakerGauge,
+    PodRef,
+    SyncRequest,
+    SyncResponse,
+    UserAnswer,
+    UserReport,
+)
 
 SILENT_SECONDS: Final = 20.0
 """A sidecar that has not reported for so long does not count as running any revision."""
@@ -39,13 +50,14 @@ BUSY_REPORT_SECONDS: Final = 1.0
 
 
 class _Sidecar:
-    """One process that reports."""
+    """One process that reports, with its latest report and what was said to it of its users."""
 
-    __slots__ = ("heard_at", "report")
+    __slots__ = ("heard_at", "report", "users")
 
     def __init__(self, report: SyncRequest, heard_at: float) -> None:
         self.report = report
         self.heard_at = heard_at
+        self.users: tuple[UserAnswer, ...] = ()
 
 
 class Fleet:
@@ -60,10 +72,12 @@ class Fleet:
         "_learned",
         "_quotas",
         "_rolling",
+        "_scopes",
         "_seen_pods",
         "_splits",
         "_swept_at",
         "_upstreams",
+        "_users",
         "counts",
         "spending",
     )
@@ -74,6 +88,7 @@ class Fleet:
         self.spending = Spending(known=fresh)
         self._fresh = fresh
         self._allocator = Allocator(now=now, fresh=fresh)
+        self._users = UserLeases(now=now, fresh=fresh)
         self._by_instance: dict[str, _Sidecar] = {}
         self._by_pod: dict[PodRef, str] = {}
         self._seen_pods: frozenset[PodRef] = frozenset()
@@ -83,6 +98,7 @@ class Fleet:
         self._quotas: dict[str, QuotaPolicy] = {}
         self._splits: dict[str, SplitPolicy] = {}
         self._rolling: frozenset[str] = frozenset()
+        self._scopes: dict[str, frozenset[str]] = {}
         self._swept_at = now
 
     # --- what the loop tells ----------------------------------------------------------------------------------------
@@ -91,6 +107,7 @@ class Fleet:
         """Begin anew as leader; what an earlier leader granted is learnt from the reports."""
         if leading:
             self._allocator = Allocator(now=now, fresh=self._fresh)
+            self._users = UserLeases(now=now, fresh=self._fresh)
             self._by_instance.clear()
             self._by_pod.clear()
             self.counts = CountLedger()
@@ -129,6 +146,7 @@ class Fleet:
 
     def _gone(self, instance: str, now: float, unix_now: float) -> None:
         self._allocator.gone(instance, now)
+        self._users.gone(instance, now)
         self.spending.ended(instance, unix_now)
         self._by_instance.pop(instance, None)
         self.counts.forget(instance)
@@ -145,6 +163,11 @@ class Fleet:
     def _configure(self, compiled: Compiled, now: float) -> None:
         self._quotas = {quota.key: quota for quota in compiled.quotas}
         self._share_out(compiled, now)
+        self._users.configure(compiled.quotas, now)
+        self._scopes = {
+            namespace: frozenset(scope_of(quota, each) for quota in snapshot.quotas for each in quota.allocations)
+            for namespace, snapshot in compiled.snapshots.items()
+        }
         self.spending.configure(compiled.quotas, compiled.snapshots.values())
         splits = [
             (snapshot.namespace, rule.split)
@@ -168,7 +191,8 @@ class Fleet:
         if known is None or request.sequence > known.report.sequence:
             if known is None:
                 self._replace(request, now, unix_now)
-            self._by_instance[request.instance] = _Sidecar(request, now)
+            known = self._by_instance[request.instance] = _Sidecar(request, now)
+            known.users = self._answer_users(request, now, unix_now)
             self.counts.report(request.instance, request.counts, first=request.sequence <= 1)
             self.spending.report(namespace, request.instance, request.spends, unix_now)
             self._learned.observe(request.observations, now)
@@ -184,8 +208,31 @@ class Fleet:
             revision=self._revision(namespace),
             leases=leases,
             exhausted=self.spending.exhausted(namespace, unix_now),
-            interval_seconds=BUSY_REPORT_SECONDS if namespace in self._rolling else REPORT_SECONDS,
+            users=known.users if request.sequence == known.report.sequence else (),
+            interval_seconds=self._interval_seconds(request, now),
         )
+
+    def _answer_users(self, request: SyncRequest, now: float, unix_now: float) -> tuple[UserAnswer, ...]:
+        reports = self._own(request)
+        self.spending.report_users(request.instance, reports, unix_now)
+        if request.stopping:
+            self._users.stop(request.instance, reports, now)
+            return ()
+        return tuple(
+            msgspec.structs.replace(answer, exhausted=self.spending.exhausted_users(answer.scope, unix_now))
+            for answer in self._users.exchange(request.instance, request.sequence, reports, now)
+        )
+
+    def _own(self, request: SyncRequest) -> tuple[UserReport, ...]:
+        """Return what is reported of users, as far as it concerns allocations that the pod's namespace has."""
+        allowed = self._scopes.get(request.pod.namespace, frozenset())
+        return tuple(each for each in request.users if each.scope in allowed)
+
+    def _interval_seconds(self, request: SyncRequest, now: float) -> float:
+        if request.pod.namespace in self._rolling:
+            return BUSY_REPORT_SECONDS
+        news = self._users.interval_seconds(request.users, now) if request.users else None
+        return REPORT_SECONDS if news is None else min(REPORT_SECONDS, news)
 
     def _replace(self, request: SyncRequest, now: float, unix_now: float) -> None:
         """Take note of a process that is new. In one pod the one before it has ended: kubelet runs them in turn."""

@@ -47,7 +47,10 @@ class UpstreamPolicy(Value, frozen=True, kw_only=True):
 
 
 class AllocationPolicy(Value, frozen=True, kw_only=True):
-    """The share of one workload. `safe` is what one pod may use without a lease, `model_safe` of single models."""
+    """The share of one workload. `safe` is what one pod may use without a lease, `model_safe` of single models.
+
+    `pods` is how many there are, and in a snapshot the next power of two: each pod's part of a user's limit.
+    """
 
     name: str
     workloads: LabelSelector = LabelSelector()
@@ -57,6 +60,7 @@ class AllocationPolicy(Value, frozen=True, kw_only=True):
     per_user: PerUser | None = None
     queue: Queue = Queue()
     budget: Budget | None = None
+    pods: int = 1
     safe: Limits = Limits()
     model_safe: tuple[ModelLimits, ...] = ()
 

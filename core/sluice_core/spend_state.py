@@ -4,7 +4,7 @@ A process is 8 bytes once, however many figures it has; a figure is its process'
 before, and its micro-dollars. So 10 000 pods with two budgets each, over the three days that they report, fit into the
 1 MiB that a ConfigMap holds. Should a state be larger all the same, the baseline of anomalies goes first, then the
 marks of the processes that spent least: what was spent stays right, but such a process, if it still runs, is charged
-once more from its beginning.
+once more from its beginning. With them go the users who spent least: they may spend it again.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True):
     days: dict[str, dict[str, int]]
     hours: dict[str, dict[int, int]]
     alerts: dict[str, dict[str, int]]
+    users: dict[str, dict[str, dict[str, int]]] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -49,7 +50,7 @@ def encode_states(states: Mapping[str, LedgerState], limit_bytes: int = MAX_STAT
         return packed
     states = {name: msgspec.structs.replace(state, hours={}) for name, state in states.items()}
     packed = _encode(states)
-    while len(packed) > limit_bytes and any(state.marks for state in states.values()):
+    while len(packed) > limit_bytes and any(state.marks or state.users for state in states.values()):
         states = {name: _without_least(state) for name, state in states.items()}
         packed = _encode(states)
     return packed
@@ -81,7 +82,7 @@ def _pack(state: LedgerState) -> _Packed:
     for mark in state.marks:
         found.setdefault(mark.budget, {}).setdefault(mark.day, []).append((number[mark.instance], mark.usd_micros))
     marks = {name: {day: _columns(sorted(rows)) for day, rows in days.items()} for name, days in found.items()}
-    return _Packed(FORMAT, instances, marks, state.days, state.hours, state.alerts)
+    return _Packed(FORMAT, instances, marks, state.days, state.hours, state.alerts, state.users)
 
 
 def _columns(rows: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
@@ -98,9 +99,20 @@ def _unpack(packed: _Packed) -> LedgerState:
                 number += step
                 mark = Mark(instance=packed.instances[number], budget=budget, day=day, usd_micros=usd_micros)
                 marks.append(mark)
-    return LedgerState(days=packed.days, hours=packed.hours, marks=tuple(marks), alerts=packed.alerts)
+    return LedgerState(
+        days=packed.days, hours=packed.hours, marks=tuple(marks), alerts=packed.alerts, users=packed.users
+    )
 
 
 def _without_least(state: LedgerState) -> LedgerState:
     kept = sorted(state.marks, key=lambda mark: -mark.usd_micros)[: len(state.marks) * 3 // 4]
-    return msgspec.structs.replace(state, marks=tuple(kept))
+    users = {
+        allocation: {day: larger for day, spent in days.items() if (larger := _largest(spent))}
+        for allocation, days in state.users.items()
+    }
+    users = {allocation: days for allocation, days in users.items() if days}
+    return msgspec.structs.replace(state, marks=tuple(kept), users=users)
+
+
+def _largest(spent: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(spent.items(), key=lambda each: -each[1])[: len(spent) * 3 // 4])

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+import msgspec
+
 from sluice_core.api.base import Value
 from sluice_core.api.quotaallocation import Budget
 from sluice_core.budget import Alert, Assessment, LedgerState, SpendLedger
 from sluice_core.limits.accounts import budgets_of
 from sluice_core.snapshot import QuotaPolicy, Snapshot
-from sluice_core.sync import Exhausted, Spend
+from sluice_core.sync import Exhausted, Spend, UserReport
+from sluice_core.user_spend import UserMoney
 
 FRESH_SECONDS: Final = 1.0
 """How long an answer about spent budgets is given again before it is worked out anew."""
@@ -51,10 +54,12 @@ class Spending:
         "_of_namespace",
         "_pending",
         "known",
+        "users",
     )
 
     def __init__(self, *, known: bool) -> None:
         self.known = known
+        self.users = UserMoney()
         self._ledgers: dict[str, SpendLedger] = {}
         self._budgets: dict[str, dict[str, Budget]] = {}  # by quota, then by their own names
         self._of_namespace: dict[str, frozenset[str]] = {}
@@ -68,6 +73,8 @@ class Spending:
 
     def configure(self, quotas: Iterable[QuotaPolicy], snapshots: Iterable[Snapshot]) -> None:
         """Learn which budgets there are, and which of them the pods of each namespace may charge."""
+        quotas = tuple(quotas)
+        self.users.configure(quotas)
         self._budgets = {quota.key: found for quota in quotas if (found := _budgets(quota))}
         self._of_namespace = {
             each.namespace: frozenset(name for quota in each.quotas for name in _budgets(quota)) for each in snapshots
@@ -82,6 +89,8 @@ class Spending:
             return
         self._ledgers = {quota: SpendLedger(state) for quota, state in states.items()}
         self.known = True
+        for quota, state in states.items():
+            self.users.restore(quota, state.users)
         pending, self._pending = self._pending, {}
         for instance, (namespace, spends) in pending.items():
             self.report(namespace, instance, spends, unix_now)
@@ -89,7 +98,11 @@ class Spending:
 
     def states(self) -> dict[str, LedgerState]:
         """Return what must be stored to go on from here, by quota."""
-        return {quota: ledger.state() for quota, ledger in self._ledgers.items()}
+        states = {quota: ledger.state() for quota, ledger in self._ledgers.items()}
+        for quota in self.users.quotas():
+            state = states.get(quota, LedgerState())
+            states[quota] = msgspec.structs.replace(state, users=self.users.state(quota))
+        return states
 
     def take_changes(self) -> frozenset[str]:
         """Return the quotas whose state has changed since the last time this was asked."""
@@ -121,9 +134,15 @@ class Spending:
             if ledger.report(instance, own, unix_now):
                 self._changed.add(quota)
 
+    def report_users(self, instance: str, reports: Iterable[UserReport], unix_now: float) -> None:
+        """Take what a process tells of the money of single users."""
+        for each in reports if instance not in self._ended else ():
+            self.users.report(instance, each, unix_now)
+
     def ended(self, instance: str, unix_now: float) -> None:
         """Learn that a process will report no more."""
         self._ended.setdefault(instance, unix_now)
+        self._changed |= self.users.end(instance)
 
     def sweep(self, unix_now: float) -> None:
         """Forget the figures of processes that ended a while ago, and quotas that have been gone for long."""
@@ -155,6 +174,10 @@ class Spending:
             return ()
         own = self._of_namespace.get(namespace, frozenset())
         return tuple(each for name, each in self._exhausted.items() if name in own)
+
+    def exhausted_users(self, scope: str, unix_now: float) -> tuple[str, ...] | None:
+        """Return the users of an allocation who have spent all that they may today; None as long as that is unknown."""
+        return self.users.exhausted(scope, unix_now) if self.known else None
 
     def budgets(self, quota: str) -> Mapping[str, Budget]:
         """Return the budgets of a quota: the whole's is named like it, an allocation's `quota/allocation`."""

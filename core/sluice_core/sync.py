@@ -14,6 +14,7 @@ from sluice_core.api.base import Value
 from sluice_core.rollout.counts import ArmCounts
 
 _name = Annotated[str, Meta(max_length=512)]
+_user = Annotated[str, Meta(max_length=64)]
 
 
 class PodRef(Value, frozen=True, kw_only=True):
@@ -74,6 +75,73 @@ class LimitObservation(Value, frozen=True, kw_only=True):
     remaining: int
 
 
+class UserNeed(Value, frozen=True, kw_only=True):
+    """One pod's need of one user in one dimension; `limit` is the user's, the rest is as in `Demand`."""
+
+    limit: int = 0
+    held: int = 0
+    used: int = 0
+    wanted: int = 0
+    least: int = 0
+
+
+class UserDemand(Value, frozen=True, kw_only=True):
+    """What one user needs of one pod within a minute. The user is named by a hash, here and in all that follows."""
+
+    user: _user
+    requests: UserNeed = UserNeed()
+    tokens: UserNeed = UserNeed()
+
+
+class UserSpend(Value, frozen=True, kw_only=True):
+    """What one user has spent today in one process, in micro-dollars."""
+
+    user: _user
+    usd_micros: int
+
+
+class UserReport(Value, frozen=True, kw_only=True):
+    """The users of one allocation in one pod: those that want more than they may, and those of the leader's list.
+
+    `scope` is the allocation, `quota/name`. `pods` is by how many the pod divides a limit for what a user may use in it
+    without a lease. `answered` is the sequence of the latest answer that it obeys, and `leader` who gave it. `spends`
+    are of the day `day`, and only those that have changed.
+    """
+
+    scope: _name
+    pods: int = 1
+    leader: _name = ""
+    answered: int = 0
+    demands: Annotated[tuple[UserDemand, ...], Meta(max_length=512)] = ()
+    day: _name = ""
+    spends: Annotated[tuple[UserSpend, ...], Meta(max_length=512)] = ()
+
+
+class UserLease(Value, frozen=True, kw_only=True):
+    """What one user may use within any minute in one pod."""
+
+    user: _user
+    requests: int = 0
+    tokens: int = 0
+
+
+class UserAnswer(Value, frozen=True, kw_only=True):
+    """The answer to a report of users.
+
+    A user that is `listed` may use in a pod what is leased to it there, and nothing without a lease, for
+    `listed_seconds` from the moment when the answer arrives; `leases` are for `ttl_seconds` from when the report was
+    sent. The money of `exhausted` users is spent until their day ends; None while the leader does not know that.
+    """
+
+    scope: _name
+    leader: _name
+    listed: tuple[str, ...] = ()
+    leases: tuple[UserLease, ...] = ()
+    exhausted: tuple[str, ...] | None = ()
+    ttl_seconds: float
+    listed_seconds: float
+
+
 class AllocationGauge(Value, frozen=True, kw_only=True):
     """The state of one allocation in one pod.
 
@@ -113,6 +181,7 @@ class SyncRequest(Value, frozen=True, kw_only=True):
     demands: Annotated[tuple[Demand, ...], Meta(max_length=1024)] = ()
     counts: Annotated[tuple[ArmCounts, ...], Meta(max_length=256)] = ()
     spends: Annotated[tuple[Spend, ...], Meta(max_length=1024)] = ()
+    users: Annotated[tuple[UserReport, ...], Meta(max_length=64)] = ()
     observations: Annotated[tuple[LimitObservation, ...], Meta(max_length=256)] = ()
     gauges: Annotated[tuple[AllocationGauge, ...], Meta(max_length=256)] = ()
     breakers: Annotated[tuple[BreakerGauge, ...], Meta(max_length=256)] = ()
@@ -129,4 +198,5 @@ class SyncResponse(Value, frozen=True, kw_only=True):
     revision: _name = ""
     leases: tuple[Lease, ...] = ()
     exhausted: tuple[Exhausted, ...] | None = ()
+    users: tuple[UserAnswer, ...] = ()
     interval_seconds: float = 5.0

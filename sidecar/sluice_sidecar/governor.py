@@ -129,7 +129,11 @@ class Governor:
         if self.source.error and self.source.error != before:
             log.error("policy rejected; the last good one stays", error=self.source.error)
         self._adopt(again=relabelled)
-        self.pacing.tick(self.clock())
+        now = self.clock()
+        self.pacing.tick(now)
+        self.admission.begin_days(now, time.time())
+        if self.settings.sync_url is None or (self.sync is not None and self.sync.error):
+            self.admission.open_users(alone=self.settings.sync_url is None)
         if self._ledger is not None:
             self._watch_budgets(self._ledger)
 
@@ -262,6 +266,7 @@ class Governor:
         if answer.sequence != self._last_sequence:
             return
         self.admission.apply_leases(answer.leases, sent_at=sent_at)
+        self.admission.apply_users(answer.users, sequence=answer.sequence, sent_at=sent_at, now=now)
         if answer.exhausted is not None:  # else the control plane does not know
             self.admission.apply_exhausted(answer.exhausted, now=now, unix_now=time.time())
         self.gate.pump()

@@ -32,6 +32,7 @@ def build_report(governor: Governor, sequence: int, *, stopping: bool) -> SyncRe
         demands=governor.admission.demands(now)[:1024],
         counts=_counts(governor)[:MAX_COUNTS],
         spends=governor.spends.export()[:1024],
+        users=governor.admission.user_reports(now)[:64],
         observations=governor.pacing.observations(now)[:256],
         gauges=_gauges(governor, now)[:256],
         breakers=_breakers(governor),

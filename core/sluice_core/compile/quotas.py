@@ -14,7 +14,7 @@ from sluice_core.compile.selectors import implies
 from sluice_core.compile.tiers import has_any_limit
 from sluice_core.compile.upstreams import NamespaceLabels, UpstreamIndex, namespace_labels, store_password_file
 from sluice_core.limits.accounts import UNALLOCATED
-from sluice_core.limits.safe import reserved_share, safe_limits, safe_model_limits
+from sluice_core.limits.safe import reserved_share, rounded_up, safe_limits, safe_model_limits
 from sluice_core.problems import Reason, Report, ResourceId
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, StorePolicy, UpstreamPolicy
 
@@ -69,23 +69,22 @@ class Quota:
             store=_store(self.key, self._spec),
             safe_reserve=reserved_share(each.share_percent for each in every) if in_redis else 0,
             budget=self._spec.budget,
-            allocations=tuple(
-                self._allocation(each, max(1, rounded_up(counts.get(each.name, 0))) * clusters) for each in every
-            ),
+            allocations=tuple(self._allocation(each, counts.get(each.name, 0), clusters) for each in every),
         )
 
     def cut(self, whole: QuotaPolicy, namespace: str) -> QuotaPolicy:
         """Return of the whole what concerns the pods of one namespace."""
         names = {each.name for each in self.allocations(namespace)}
-        return msgspec.structs.replace(
-            whole, allocations=tuple(each for each in whole.allocations if each.name in names)
-        )
+        own = (each for each in whole.allocations if each.name in names)
+        allocations = (msgspec.structs.replace(each, pods=max(1, rounded_up(each.pods))) for each in own)
+        return msgspec.structs.replace(whole, allocations=tuple(allocations))
 
     def _unallocated(self) -> Allocation:
         # Pods that no other allocation selects have no guaranteed share: they live on what others leave idle.
         return Allocation(name=UNALLOCATED, share_percent=0 if self.named else 100)
 
-    def _allocation(self, allocation: Allocation, pods: int) -> AllocationPolicy:
+    def _allocation(self, allocation: Allocation, pods: int, clusters: int) -> AllocationPolicy:
+        sharers = max(1, rounded_up(pods)) * clusters
         return AllocationPolicy(
             name=allocation.name,
             workloads=allocation.workloads,
@@ -95,8 +94,9 @@ class Quota:
             per_user=allocation.per_user,
             queue=allocation.queue,
             budget=allocation.budget,
-            safe=safe_limits(self._upstream.limits, allocation.share_percent, pods),
-            model_safe=safe_model_limits(self._upstream.model_limits, allocation.share_percent, pods),
+            pods=pods,
+            safe=safe_limits(self._upstream.limits, allocation.share_percent, sharers),
+            model_safe=safe_model_limits(self._upstream.model_limits, allocation.share_percent, sharers),
         )
 
 
@@ -122,11 +122,6 @@ def without_alert_urls(quota: QuotaPolicy) -> QuotaPolicy:
 
     allocations = (msgspec.structs.replace(each, budget=silent(each.budget)) for each in quota.allocations)
     return msgspec.structs.replace(quota, budget=silent(quota.budget), allocations=tuple(allocations))
-
-
-def rounded_up(pods: int) -> int:
-    """Return the next power of two, so that a pod more or less rarely changes the policy of all the others."""
-    return 1 << (pods - 1).bit_length() if pods > 1 else pods
 
 
 def compile_quotas(

@@ -66,6 +66,7 @@ class Account:
         """Put a policy into force. Windows and slots stay; a lease stays if it belongs to the same allocation."""
         moved = (allocation.name if allocation else UNALLOCATED) != self.allocation_name
         self.upstream, self.quota, self.allocation = upstream, quota, allocation
+        only_pod = sole
         sole = sole and self.store is StoreType.LEASES  # whoever names another store shares the account
         safe = allocation.safe if allocation else Limits()
         model_safe = {row.model: row for row in allocation.model_safe} if allocation else {}
@@ -83,7 +84,13 @@ class Account:
             for meter in self.meters.values():
                 meter.allowance.drop()
         self._by_model = {}
-        self.users.configure(allocation.per_user if allocation else None)
+        self.users.configure(
+            allocation.per_user if allocation else None,
+            scope=f"{quota.key}/{allocation.name}" if quota and allocation else "",
+            pods=allocation.pods if allocation else 1,
+            sole=only_pod,
+            time_zone=zone_of(quota, allocation),
+        )
 
     def _put(self, model: str, dimension: Dimension, limits: Limits, safe: Limits, *, sole: bool) -> None:
         ceiling, safe_amount = capacity_of(limits, dimension), capacity_of(safe, dimension)
@@ -123,12 +130,22 @@ class Account:
                 self._by_model[name] = found
         return found
 
+    def known_meters(self, ask: Ask) -> tuple[Meter, ...]:
+        """Return the meters of a call that has asked before: those of its user as they were looked at then."""
+        return (*self.users.known(ask.user), *self.meters_for(ask.model))
+
     def meters_of(self, ask: Ask, now: float) -> tuple[Meter, ...]:
         """Return all meters that a call goes through, its user's first."""
         meters = self.meters_for(ask.model)
         if self.users.active:
             return (*self.users.meters(ask.user, ask.user_class, now), *meters)
         return meters
+
+
+def zone_of(quota: QuotaPolicy | None, allocation: AllocationPolicy | None) -> str:
+    """Return the time zone whose days count for the money of users: that of the budget, the allocation's first."""
+    budget = (allocation.budget if allocation else None) or (quota.budget if quota else None)
+    return budget.time_zone if budget else "UTC"
 
 
 def budgets_of(quota: QuotaPolicy | None, allocation: AllocationPolicy | None) -> Mapping[str, Budget]:

@@ -10,7 +10,7 @@ from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reser
 from sluice_core.limits.keys import Dimension, Layer
 from sluice_core.limits.meters import MONEY_UNIT, REQUEST_UNIT, SLOT_UNIT, TOKEN_UNIT, Meter, RateMeter
 from sluice_core.selection import PodPolicy
-from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease
+from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease, UserAnswer, UserReport
 
 _MAX_RETIRED = 64
 
@@ -69,6 +69,8 @@ class Admission:
         answer = None
         if slots is None:
             answer = exhausted or _obstruction(meters, amounts, now)
+            if isinstance(answer, Wait) and answer.obstacle.layer is Layer.USER:
+                account.users.press(ask.user)
             if answer is not None and account.mode is Mode.ENFORCE:
                 return answer
             slots = [meter.take(amounts[meter.unit], now) for meter in meters]
@@ -145,13 +147,13 @@ class Admission:
     def wait(self, upstream: str, ask: Ask) -> None:
         """Count a waiter's demand in."""
         if upstream in self._accounts:
-            for meter in self._accounts[upstream].meters_for(ask.model):
+            for meter in self._accounts[upstream].known_meters(ask):
                 meter.wait(ask.amounts[meter.unit])
 
     def stop_waiting(self, upstream: str, ask: Ask) -> None:
         """Count a waiter's demand out."""
         if upstream in self._accounts:
-            for meter in self._accounts[upstream].meters_for(ask.model):
+            for meter in self._accounts[upstream].known_meters(ask):
                 meter.stop_waiting(ask.amounts[meter.unit])
 
     def deny(self, upstream: str, ask: Ask, now: float) -> None:
@@ -160,7 +162,7 @@ class Admission:
         if account is None:
             return
         account.refused += 1
-        for meter in account.meters_for(ask.model):
+        for meter in account.known_meters(ask):
             meter.deny(ask.amounts[meter.unit], now)
 
     def pace(self, upstream: str, model: str | None, pace: float) -> None:
@@ -197,9 +199,37 @@ class Admission:
             if meter is not None:
                 meter.allowance.grant(lease.amount, sent_at + lease.ttl_seconds)
 
+    def user_reports(self, now: float) -> tuple[UserReport, ...]:
+        """Return what the leader should know of single users. The answer to it is for `apply_users`."""
+        return tuple(report for account in self._accounts.values() if (report := account.users.report(now)) is not None)
+
+    def apply_users(self, answers: Sequence[UserAnswer], *, sequence: int, sent_at: float, now: float) -> None:
+        """Put the answer to report number `sequence` into force; it must be the latest one, sent at `sent_at`."""
+        by_scope = {answer.scope: answer for answer in answers}
+        for account in self._accounts.values():
+            answer = by_scope.get(account.users.scope)
+            if answer is not None:
+                account.users.apply(answer, sequence, sent_at=sent_at, now=now)
+        self.open_users()
+
+    def open_users(self, *, alone: bool = False) -> None:
+        """Let users have their safe share: the leader was asked what is leased or cannot be; `alone`: there is none."""
+        for account in self._accounts.values():
+            account.users.open(alone=alone)
+
+    def begin_days(self, now: float, unix_now: float) -> None:
+        """Learn which calendar day it is, where money of users is counted. Ask at least every second."""
+        for account in self._accounts.values():
+            account.users.begin_day(now, unix_now)
+
     def apply_exhausted(self, exhausted: Iterable[Exhausted], *, now: float, unix_now: float) -> None:
         """Replace the set of spent budgets. Their names are those of `budget_names`."""
         self._exhausted = {each.budget: now + (each.until - unix_now) for each in exhausted}
+
+    @property
+    def anything_spent(self) -> bool:
+        """Tell whether any budget at all is spent."""
+        return bool(self._exhausted)
 
     def exhausted_budget(self, upstream: str, now: float) -> tuple[Budget, float] | None:
         """Return the spent budget of calls to this upstream, and until when; one that rejects comes first."""

@@ -44,6 +44,11 @@ def safe_model_limits(limits: tuple[ModelLimits, ...], share_percent: int, pods:
     )
 
 
+def rounded_up(pods: int) -> int:
+    """Return the next power of two, so that a pod more or less rarely changes the policy of all the others."""
+    return 1 << (pods - 1).bit_length() if pods > 1 else pods
+
+
 def safe_part(capacity: int, share_percent: int) -> int:
     """Return what is kept of a limit for all pods of an allocation together."""
     return capacity * _weight(share_percent) // _WHOLE
