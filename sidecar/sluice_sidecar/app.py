@@ -115,12 +115,11 @@ class Proxy:
         if target is None:
             await self._own_page(request, downstream)
             return None
-        fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers]
         call = Call(
             method=request.method,
             target=target,
             endpoint=endpoint_of(request.method, target.plain),
-            fields=RequestFields(fields),
+            fields=RequestFields(request.raw_headers),
             downstream=downstream,
             clock=self._governor.clock,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
@@ -14,7 +14,7 @@ from sluice_core.api.upstream import Timeouts
 from sluice_core.classify import Failure, Scope, classify_response
 from sluice_core.records import Outcome
 from sluice_core.tap import StreamTap
-from sluice_sidecar.headers import Field
+from sluice_sidecar.headers import BadFieldError, Field, Fields, RequestFields
 from sluice_sidecar.transport import TransportError, UpstreamRequest, UpstreamResponse, UpstreamTransport
 
 MAX_WHOLE_BYTES = 64 * 1024 * 1024
@@ -31,13 +31,15 @@ HOLD_SECONDS = 5.0
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What one attempt sends, and how its answer is read.
 
-    `reads` tells that the answer is looked into; `strips_usage` that its usage event is only there because we asked;
+    `ours` are the header fields that are added to the application's, or replace them. `reads` tells that the answer is
+    looked into; `strips_usage` that its usage event is only there because we asked;
     `edited` names the request members that we set.
     """
 
     method: str
     url: str
-    fields: list[Field]
+    fields: RequestFields
+    ours: Sequence[Field]
     body: bytes | AsyncIterator[bytes] | None
     timeouts: Timeouts
     content_length: int | None
@@ -52,7 +54,7 @@ class Whole(msgspec.Struct, frozen=True, kw_only=True):
 
     status: int
     reason: str
-    fields: list[Field]
+    fields: Fields
     body: bytes
     answer: Answer
 
@@ -115,16 +117,18 @@ def failure_of(error: TransportError) -> Failure:
 
 async def attempt(transport: UpstreamTransport, order: Order) -> Result:
     """Send the request once and return what came of it. The connection is closed unless the result holds it."""
-    request = UpstreamRequest(
-        method=order.method,
-        url=order.url,
-        fields=order.fields,
-        body=order.body,
-        timeouts=order.timeouts,
-        content_length=order.content_length,
-    )
     try:
+        request = UpstreamRequest(
+            method=order.method,
+            url=order.url,
+            lines=order.fields.lines(order.ours),
+            body=order.body,
+            timeouts=order.timeouts,
+            content_length=order.content_length,
+        )
         response = await transport.send(request)
+    except BadFieldError:
+        return Failed(failure=failure_of(TransportError(Outcome.CONNECTION_ERROR, "invalid_request")))
     except TransportError as error:
         return Failed(failure=failure_of(error))
     handed_over = False
@@ -140,13 +144,13 @@ async def attempt(transport: UpstreamTransport, order: Order) -> Result:
 
 
 async def _receive(response: UpstreamResponse, order: Order) -> Result:
-    first = {name.lower(): value for name, value in reversed(response.fields)}
+    fields = response.fields
     if response.status >= 400:
-        return await _receive_error(response, first, order)
+        return await _receive_error(response, order)
     if not order.reads or order.method == "HEAD":
         return Opaque(response=response)
-    kind = first.get("content-type", "").partition(";")[0].strip().lower()
-    coding = first.get("content-encoding", "identity").lower()
+    kind = fields.get("content-type", "").partition(";")[0].strip().lower()
+    coding = fields.get("content-encoding", "identity").lower()
     decoder = Decoder() if coding in ("gzip", "deflate", "x-gzip") else None
     if coding != "identity" and decoder is None:
         return Opaque(response=response)  # a coding that nobody asked for: better unread than broken
@@ -163,12 +167,12 @@ def _tap(order: Order) -> StreamTap:
     return StreamTap(order.endpoint, strip_usage=False)
 
 
-async def _receive_error(response: UpstreamResponse, first: dict[str, str], order: Order) -> Result:
+async def _receive_error(response: UpstreamResponse, order: Order) -> Result:
     if order.method == "HEAD":
         return _whole(response, b"", Answer(), decoded=False)
-    decoder = Decoder() if first.get("content-encoding", "").lower() in ("gzip", "deflate") else None
+    decoder = Decoder() if response.fields.get("content-encoding", "").lower() in ("gzip", "deflate") else None
     body = await _read(response, decoder, MAX_ERROR_BYTES)
-    failure = classify_response(response.status, first, body, edited=order.edited)
+    failure = classify_response(response.status, response.fields, body, edited=order.edited)
     whole = _whole(response, body, Answer(failure=failure), decoded=decoder is not None)
     return whole if failure is None else Failed(failure=failure, whole=whole)
 
@@ -181,16 +185,19 @@ async def _receive_whole(response: UpstreamResponse, decoder: Decoder | None, or
 
 
 def _whole(response: UpstreamResponse, body: bytes, answer: Answer, *, decoded: bool) -> Whole:
-    fields = response.fields
-    if decoded:
-        fields = [field for field in fields if field[0].lower() != "content-encoding"]
+    fields = response.fields.without("content-encoding") if decoded else response.fields
     return Whole(status=response.status, reason=response.reason, fields=fields, body=body, answer=answer)
 
 
 async def _read(response: UpstreamResponse, decoder: Decoder | None, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
-    while chunk := await response.next_chunk():
+    while True:
+        chunk = response.take()  # most answers came whole, with their head
+        if chunk is None:
+            chunk = await response.next_chunk()
+        if not chunk:
+            break
         if decoder is not None:
             chunk = decoder.feed(chunk, limit)
         size += len(chunk)
@@ -222,7 +229,9 @@ async def next_event_bytes(response: UpstreamResponse, decoder: Decoder | None, 
     Raises:
         TransportError: the stream broke off.
     """
-    chunk = await response.next_chunk()
+    chunk = response.take()
+    if chunk is None:
+        chunk = await response.next_chunk()
     if not chunk:
         return tap.end(), True
     return tap.feed(chunk if decoder is None else decoder.feed(chunk, MAX_DECODED_CHUNK_BYTES)), False

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 
 from aiohttp import web
+from aiohttp.http import HttpVersion11
 
-from sluice_sidecar.headers import Field
+from sluice_sidecar.headers import Field, lines_of
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 BODY_IDLE_SECONDS = 60.0
@@ -125,15 +127,33 @@ class Downstream:
 
     # --- the answer
 
-    def start(self, status: int, reason: str, fields: Iterable[Field], length: int | None) -> None:
-        """Write the head. `length` is the body's, None if it is not known."""
-        self._transport().write(self._head(status, reason, fields, length))
+    def start(
+        self,
+        status: int,
+        reason: str,
+        fields: Sequence[Field],
+        length: int | None,
+        *,
+        passed: bytes = b"",
+        body: bytes = b"",
+    ) -> None:
+        """Write the head, and as much of the body as there is already.
 
-    async def send(self, status: int, reason: str, fields: Iterable[Field], body: bytes) -> None:
-        """Write the whole answer at once."""
-        head = self._head(status, reason, fields, len(body))
+        `length` is the body's, None if it is not known. `passed` are lines of the upstream's head that are passed on.
+        """
+        transport = self._transport()
+        head = self._head(status, reason, passed + lines_of(fields, errors="replace"), length)
         self.bytes_written = len(body)
-        self._transport().write(head if self._head_only or status in _NO_BODY else head + body)
+        transport.write(head + self._framed(body) if body and not self._head_only else head)
+
+    async def send(
+        self, status: int, reason: str, fields: Sequence[Field], body: bytes, *, passed: bytes = b""
+    ) -> None:
+        """Write the whole answer at once."""
+        transport = self._transport()
+        head = self._head(status, reason, passed + lines_of(fields, errors="replace"), len(body))
+        self.bytes_written = len(body)
+        transport.write(head if self._head_only or status in _NO_BODY else head + body)
         if len(body) > 16_384:
             await self._writer.drain()
 
@@ -143,14 +163,14 @@ class Downstream:
         self.bytes_written += len(chunk)
         if self._head_only:
             return
-        transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
+        transport.write(self._framed(chunk))
         await self._writer.drain()
 
     def write_last(self, chunk: bytes) -> None:
         """Write a last part and the end of the body without waiting."""
         transport = self._transport()
         self.bytes_written += len(chunk)
-        transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
+        transport.write(self._framed(chunk))
         self.finish()
 
     def finish(self) -> None:
@@ -173,25 +193,31 @@ class Downstream:
             raise ClientGoneError
         return transport
 
-    def _head(self, status: int, reason: str, fields: Iterable[Field], length: int | None) -> bytes:
+    def _framed(self, chunk: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk
+
+    def _head(self, status: int, reason: str, lines: bytes, length: int | None) -> bytes:
         request = self._request
         self.started = True
         self._keep_alive = request.keep_alive and not self._closing
-        lines = [f"HTTP/1.1 {status} {reason or _REASONS.get(status, '')}"]
-        lines += [f"{name}: {value}" for name, value in fields]
+        current = request.version >= HttpVersion11
+        framing = b""
         if status not in _NO_BODY and not (self._head_only and length is None):
             if length is not None:
-                lines.append(f"Content-Length: {length}")
-            elif request.version >= (1, 1):
+                framing = b"Content-Length: %d\r\n" % length
+            elif current:
                 self._chunked = True
-                lines.append("Transfer-Encoding: chunked")
+                framing = b"Transfer-Encoding: chunked\r\n"
             else:
                 self._keep_alive = False
         if not self._keep_alive:
-            lines.append("Connection: close")
-        elif request.version < (1, 1):
-            lines.append("Connection: keep-alive")
-        head = "\r\n".join(lines)
-        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
-            raise ValueError("a header field holds a line break")
-        return f"{head}\r\n\r\n".encode("latin-1", "replace")
+            framing += b"Connection: close\r\n"
+        elif not current:
+            framing += b"Connection: keep-alive\r\n"
+        return b"".join((_status_line(status, reason), lines, framing, b"\r\n"))
+
+
+@lru_cache(maxsize=64)
+def _status_line(status: int, reason: str) -> bytes:
+    line = f"HTTP/1.1 {status} {reason or _REASONS.get(status, '')}"
+    return line.replace("\r", " ").replace("\n", " ").encode("latin-1", "replace") + b"\r\n"

@@ -7,13 +7,13 @@ framed in two ways, a bare line feed or a bad chunk is an error, never a guess.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import Final, cast
 
 import httptools
 
+from sluice_core.api.upstream import Timeouts
 from sluice_core.records import Outcome
-from sluice_sidecar.headers import Field
+from sluice_sidecar.headers import Fields, RawField
 from sluice_sidecar.transport import TransportError
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -22,12 +22,15 @@ _PAUSE_BYTES: Final = 256 * 1024  # a slow reader stops its own upstream here
 _RESUME_BYTES: Final = 64 * 1024
 
 _NO_BODY: Final = frozenset({204, 304})
-_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
-_FRAMING_LENGTHS: Final = frozenset({14, 17})
+_NO_FIELDS: Final = Fields(())
 
 
 class Connection(asyncio.Protocol):
-    """One connection. `begin` starts an exchange; the head and the chunks of its answer are then awaited in turn."""
+    """One connection. `begin` starts an exchange; the head and the chunks of its answer are then waited for in turn.
+
+    Whoever waits looks whether what it needs has come, and if not awaits `arrival` and looks again, so that what has
+    come already is taken without a suspension.
+    """
 
     __slots__ = (
         "_buffered",
@@ -36,18 +39,18 @@ class Connection(asyncio.Protocol):
         "_deadline",
         "_drained",
         "_fault",
-        "_framed",
-        "_head",
         "_head_bytes",
         "_idle_seconds",
         "_informational",
         "_loop",
         "_parser",
         "_paused",
+        "_raw",
         "_timer",
         "_transport",
         "_until_close",
         "_waiter",
+        "answering",
         "fields",
         "head_only",
         "idle_since",
@@ -65,25 +68,25 @@ class Connection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = 0.0
-        self.served = 0
+        self._parser = httptools.HttpResponseParser(self)
         self.idle_since = 0.0
+        self.served = 0
         self._reset()
 
     def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._chunks: deque[bytes] = deque()
+        """Begin anew. The parser does so by itself: a connection is only used again after a whole answer."""
+        self._raw: list[RawField] = []
+        self._chunks: list[bytes] = []
         self._buffered = 0
-        self._paused = False
-        self._head = self._complete = self._informational = self._until_close = self._framed = False
         self._head_bytes = 0
-        self._idle_seconds = 60.0
+        self._paused = self._complete = self._informational = self._until_close = False
         self._fault: TransportError | None = None
-        self.head_only = False
+        self.answering = False
         self.reusable = False
         self.unsent = False
         self.status = 0
         self.reason = ""
-        self.fields: list[Field] = []
+        self.fields = _NO_FIELDS
 
     # What the transport calls -------------------------------------------------------------------------------------
 
@@ -93,7 +96,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; anything after the end of an answer means that the peer is confused."""
-        if self._complete or self._parser is None:
+        if self._complete:
             self._fail(Outcome.CONNECTION_ERROR, "malformed_response")
             return
         try:
@@ -101,14 +104,14 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._fail(Outcome.CONNECTION_ERROR, "malformed_response")
         except httptools.HttpParserError:
-            self._fail(Outcome.TRUNCATED if self._head else Outcome.CONNECTION_ERROR, "malformed_response")
+            self._fail(Outcome.CONNECTION_ERROR, "malformed_response")
         else:
             self._deadline = self._loop.time() + self._idle_seconds
             self._wake()
 
     def eof_received(self) -> None:
         """Take the end of the connection as the end of a body that is framed by it."""
-        if self._head and self._until_close:
+        if self.answering and self._until_close:
             self._complete = True
             self._wake()
 
@@ -119,10 +122,10 @@ class Connection(asyncio.Protocol):
             self._drained.set_result(None)
         if self._complete or (self._until_close and exc is None):
             self._complete = True
-        elif self._head:
-            self._fail(Outcome.TRUNCATED, "connection_reset" if exc else "body_truncated")
+        elif exc:
+            self._fail(Outcome.CONNECTION_ERROR, "connection_reset")
         else:
-            self._fail(Outcome.CONNECTION_ERROR, "connection_reset" if exc else "connection_closed")
+            self._fail(Outcome.CONNECTION_ERROR, "body_truncated" if self.answering else "connection_closed")
         self._wake()
 
     def pause_writing(self) -> None:
@@ -149,11 +152,9 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one field, within bounds."""
         self._head_bytes += len(name) + len(value)
-        if self._head_bytes > MAX_HEAD_BYTES or len(self.fields) >= MAX_FIELDS:
+        if self._head_bytes > MAX_HEAD_BYTES or len(self._raw) >= MAX_FIELDS:
             raise ValueError("response head too large")
-        if len(name) in _FRAMING_LENGTHS and name.lower() in _FRAMING:
-            self._framed = True
-        self.fields.append((name.decode("latin-1"), value.decode("latin-1")))
+        self._raw.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Note how the body is framed; an interim answer (1xx) is passed over."""
@@ -162,10 +163,12 @@ class Connection(asyncio.Protocol):
             self._informational = True
             return
         self.status = status
-        self._head = True
-        self._until_close = not self._framed and not self.head_only and status not in _NO_BODY
+        self.fields = fields = Fields(self._raw)
+        self.answering = True
         if self.head_only:
             self._complete = True
+        elif not fields.framed:
+            self._until_close = status not in _NO_BODY
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body; stop reading while too much waits."""
@@ -179,10 +182,9 @@ class Connection(asyncio.Protocol):
         """End the answer, or begin anew after an interim one."""
         if self._informational:
             self._informational = False
-            self.fields = []
+            self._raw = []
             self.reason = ""
             self._head_bytes = 0
-            self._framed = False
             return
         self._complete = True
         self.reusable = not self.head_only and not self._until_close and self._parser.should_keep_alive()
@@ -194,19 +196,21 @@ class Connection(asyncio.Protocol):
         """Tell whether the connection is open and between two exchanges."""
         return self._transport is not None and not self._transport.is_closing() and self._fault is None
 
-    def begin(self, head: bytes, body: bytes | None, *, head_only: bool, idle_seconds: float) -> None:
+    def begin(self, head: bytes, body: bytes | None, *, head_only: bool, timeouts: Timeouts) -> None:
         """Send a request whose body is whole, or the head of one whose body follows by `write`."""
         if self.served:
             self._reset()
         self.served += 1
         self.head_only = head_only
-        self._idle_seconds = idle_seconds
-        if body:
-            self.write(head + body if len(body) < _RESUME_BYTES else head)
-            if len(body) >= _RESUME_BYTES:
-                self.write(body)
+        self._idle_seconds = timeouts.idle_seconds
+        if not body:
+            self.write(head)
+        elif len(body) < _RESUME_BYTES:
+            self.write(head + body)
         else:
             self.write(head)
+            self.write(body)
+        self.expect_within(timeouts.first_byte_seconds)
 
     def write(self, data: bytes) -> None:
         """Send bytes; a connection that is gone says so to whoever awaits the answer."""
@@ -218,32 +222,36 @@ class Connection(asyncio.Protocol):
         if self._drained is not None:
             await self._drained
 
-    async def head(self, first_byte_seconds: float) -> None:
-        """Wait for the head of the answer.
+    def arrival(self) -> asyncio.Future[None]:
+        """Return what is done as soon as something has come, or has failed.
 
         Raises:
-            TransportError: there will be none.
+            TransportError: nothing will come any more.
         """
-        self._expect_by(self._loop.time() + first_byte_seconds)
-        while not self._head:
-            await self._wait()
-        self._expect_by(self._loop.time() + self._idle_seconds)
+        if self._fault is not None:
+            raise self._fault
+        self._waiter = waiter = self._loop.create_future()
+        return waiter
 
-    async def next_chunk(self) -> bytes:
-        """Return the bytes of the body that have come, or nothing at its end."""
-        while not self._chunks:
-            if self._complete:
-                return b""
-            self._expect_by(max(self._deadline, self._loop.time() + self._idle_seconds))
-            await self._wait()
+    def take(self) -> bytes | None:
+        """Return the bytes of the body that have come, nothing at its end, None if there may be more but not yet."""
         chunks = self._chunks
-        data = chunks.popleft() if len(chunks) == 1 else b"".join(chunks)
+        if not chunks:
+            return b"" if self._complete else None
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         self._buffered = 0
         if self._paused and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
             self._deadline = self._loop.time() + self._idle_seconds
+        return data
+
+    async def next_chunk(self) -> bytes:
+        """Return the next bytes of the body, or nothing at its end."""
+        while (data := self.take()) is None:
+            self.expect_within(self._idle_seconds)
+            await self.arrival()
         return data
 
     @property
@@ -261,34 +269,23 @@ class Connection(asyncio.Protocol):
 
     # Waiting ------------------------------------------------------------------------------------------------------
 
-    async def _wait(self) -> None:
-        self._raise_fault()
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-        if not self._chunks:
-            self._raise_fault()
-
-    def _raise_fault(self) -> None:
-        if self._fault is not None:
-            raise self._fault
-
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _fail(self, outcome: Outcome, code: str) -> None:
         if self._fault is None and not self._complete:
-            self._fault = TransportError(outcome, code)
+            broken_off = self.answering and outcome is Outcome.CONNECTION_ERROR
+            self._fault = TransportError(Outcome.TRUNCATED if broken_off else outcome, code)
         self.reusable = False
         self._wake()
         self.close()
 
-    def _expect_by(self, deadline: float) -> None:
-        # One timer serves many deadlines: it looks again when it fires, so that data costs no timer.
-        self._deadline = deadline
+    def expect_within(self, seconds: float) -> None:
+        """Fail if nothing comes for so long."""
+        # One timer serves many deadlines: it looks again when it fires, so that neither data nor calls cost one.
+        self._deadline = deadline = self._loop.time() + seconds
         if self._timer is None:
             self._timer = self._loop.call_at(deadline, self._look_at_clock)
         elif self._timer.when() > deadline:
@@ -297,7 +294,7 @@ class Connection(asyncio.Protocol):
 
     def _look_at_clock(self) -> None:
         self._timer = None
-        if self._waiter is None:
+        if self._waiter is None or self._waiter.done():
             return  # nobody waits: between exchanges, or the reader is slow
         if self._loop.time() < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._look_at_clock)

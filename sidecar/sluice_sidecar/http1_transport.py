@@ -9,24 +9,29 @@ from collections import deque
 from typing import Final
 from urllib.parse import urlsplit
 
-import msgspec
-
 from sluice_core.records import Outcome
-from sluice_sidecar.headers import Field
 from sluice_sidecar.http1_connection import Connection
 from sluice_sidecar.transport import TransportError, UpstreamRequest
 
 MAX_CONNECTIONS: Final = 1000
 _IDLE_CONNECTION_SECONDS: Final = 55.0  # below the minute after which load balancers close
 _SWEEP_SECONDS: Final = 10.0
-_LINE_BREAKS: Final = (b"\r", b"\n")
+_MAX_STARTS: Final = 256
+_MAX_REMEMBERED_URL: Final = 512
 
 
-class _Origin(msgspec.Struct, frozen=True):
-    host: str
-    port: int
-    tls: bool
-    authority: str
+class _Origin:
+    """A server, and the connections to it that wait for use."""
+
+    __slots__ = ("authority", "given_up", "host", "idle", "port", "tls")
+
+    def __init__(self, host: str, port: int, authority: str, *, tls: bool) -> None:
+        self.host = host
+        self.port = port
+        self.tls = tls
+        self.authority = authority
+        self.idle: deque[Connection] = deque()
+        self.given_up = False
 
 
 class Http1Transport:
@@ -37,25 +42,34 @@ class Http1Transport:
         self._ca_bundle = ca_bundle
         self._context: ssl.SSLContext | None = None
         self._loop = asyncio.get_running_loop()
-        self._idle: dict[_Origin, deque[Connection]] = {}
         self._in_use: set[Connection] = set()
         self._slots = asyncio.Semaphore(max_connections)
         self._origins: dict[str, _Origin] = {}
+        self._starts: dict[tuple[str, str], tuple[_Origin, bytes]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def send(self, request: UpstreamRequest) -> Http1Response:
         """Return the answer as soon as its head is there."""
-        origin, target = self._split(request.url)
-        head = _head(request, origin, target)
+        place = (request.method, request.url)
+        origin, start = self._starts.get(place) or self._start_of(*place)
+        body = request.body
         connection = await self._acquire(origin, request.timeouts.connect_seconds)
-        answered = False
         try:
-            await _exchange(connection, request, head)
-            answered = True
-        finally:
-            if not answered:
-                self.discard(connection)
+            whole = body if isinstance(body, bytes) else None
+            connection.begin(
+                start + request.lines + _framing(request),
+                whole,
+                head_only=request.method == "HEAD",
+                timeouts=request.timeouts,
+            )
+            if body is not whole:
+                await _send_body(connection, request)
+            while not connection.answering:
+                await connection.arrival()
+        except BaseException:
+            self.discard(connection)
+            raise
         return Http1Response(self, origin, connection)
 
     async def close(self) -> None:
@@ -65,20 +79,18 @@ class Http1Transport:
             self._sweeper.cancel()
         for connection in tuple(self._in_use):
             self.discard(connection)
-        for idle in self._idle.values():
-            for connection in idle:
-                connection.close()
-        self._idle.clear()
+        for origin in self._origins.values():
+            _close_idle(origin)
 
     def give_back(self, origin: _Origin, connection: Connection) -> None:
         """Take a connection back after an exchange, to reuse it if that is safe."""
         done = connection.reusable and connection.answered and not connection.unsent
-        if self._closed or not (done and connection.usable):
+        if self._closed or origin.given_up or not (done and connection.usable):
             self.discard(connection)
             return
         self._in_use.discard(connection)
         connection.idle_since = self._loop.time()
-        self._idle.setdefault(origin, deque()).append(connection)
+        origin.idle.append(connection)
         self._slots.release()
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
@@ -90,9 +102,24 @@ class Http1Transport:
             self._slots.release()
         connection.close()
 
-    def _split(self, url: str) -> tuple[_Origin, str]:
+    def _start_of(self, method: str, url: str) -> tuple[_Origin, bytes]:
+        """Return where a request goes, and how its head begins. Remembered: most calls go to a few addresses."""
         scheme, _, rest = url.partition("://")
         authority, slash, target = rest.partition("/")
+        origin = self._origin(scheme, authority)
+        try:
+            start = f"{method} {slash + target or '/'} HTTP/1.1\r\nHost: {origin.authority}\r\n".encode("latin-1")
+        except UnicodeEncodeError:
+            start = b""
+        if start.count(b"\n") != 2 or start.count(b"\r") != 2 or b"\0" in start:
+            raise TransportError(Outcome.CONNECTION_ERROR, "invalid_request")
+        if len(url) <= _MAX_REMEMBERED_URL:
+            if len(self._starts) >= _MAX_STARTS:
+                self._starts.clear()
+            self._starts[method, url] = origin, start
+        return origin, start
+
+    def _origin(self, scheme: str, authority: str) -> _Origin:
         base = f"{scheme}://{authority}"
         origin = self._origins.get(base)
         if origin is None:
@@ -101,13 +128,17 @@ class Http1Transport:
             host = parts.hostname
             if host is None or scheme not in ("http", "https"):
                 raise TransportError(Outcome.CONNECTION_ERROR, "invalid_url")
-            origin = _Origin(host, parts.port or (443 if tls else 80), tls, authority)
+            for other in self._origins.values():
+                _close_idle(other)
+                other.given_up = True
+            self._starts.clear()
+            origin = _Origin(host, parts.port or (443 if tls else 80), authority, tls=tls)
             self._origins = {base: origin}  # an upstream has one; a changed one takes its place
-        return origin, slash + target or "/"
+        return origin
 
     async def _acquire(self, origin: _Origin, connect_seconds: float) -> Connection:
         await self._take_slot(connect_seconds)
-        idle = self._idle.get(origin)
+        idle = origin.idle
         oldest = self._loop.time() - _IDLE_CONNECTION_SECONDS
         while idle:
             connection = idle.pop()  # the last one used is the least likely to have been closed
@@ -158,13 +189,13 @@ class Http1Transport:
 
     def _sweep(self) -> None:
         oldest = self._loop.time() - _IDLE_CONNECTION_SECONDS
-        for origin, idle in list(self._idle.items()):
+        waiting = False
+        for origin in self._origins.values():
+            idle = origin.idle
             while idle and (idle[0].idle_since < oldest or not idle[0].usable):
-                connection = idle.popleft()
-                connection.close()
-            if not idle:
-                del self._idle[origin]
-        self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep) if self._idle else None
+                idle.popleft().close()
+            waiting = waiting or bool(idle)
+        self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep) if waiting else None
 
 
 class Http1Response:
@@ -178,18 +209,15 @@ class Http1Response:
         self._connection: Connection | None = connection
         self.status = connection.status
         self.reason = connection.reason
-        self.fields: list[Field] = connection.fields
+        self.fields = connection.fields
+
+    def take(self) -> bytes | None:
+        """Return the bytes of the body that have come, nothing at its end, None if there may be more but not yet."""
+        return b"" if self._connection is None else self._connection.take()
 
     async def next_chunk(self) -> bytes:
         """Return the next bytes of the body as they came, or nothing at its end."""
-        if self._connection is None:
-            return b""
-        try:
-            return await self._connection.next_chunk()
-        except TransportError as fault:
-            if fault.outcome is Outcome.CONNECTION_ERROR:
-                raise TransportError(Outcome.TRUNCATED, fault.code) from None
-            raise
+        return b"" if self._connection is None else await self._connection.next_chunk()
 
     def release(self) -> None:
         """Give the connection back for reuse; it is closed if the body was not read to its end."""
@@ -204,47 +232,35 @@ class Http1Response:
             self._transport.discard(connection)
 
 
-def _head(request: UpstreamRequest, origin: _Origin, target: str) -> bytes:
-    lines = [f"{request.method} {target} HTTP/1.1", f"Host: {origin.authority}"]
-    lines += [f"{name}: {value}" for name, value in request.fields]
-    if isinstance(request.body, bytes):
-        lines.append(f"Content-Length: {len(request.body)}")
-    elif request.body is not None and request.content_length is not None:
-        lines.append(f"Content-Length: {request.content_length}")
-    elif request.body is not None:
-        lines.append("Transfer-Encoding: chunked")
-    lines += ["", ""]
-    try:
-        head = "\r\n".join(lines).encode("latin-1")
-    except UnicodeEncodeError:
-        raise TransportError(Outcome.CONNECTION_ERROR, "invalid_request") from None
-    # A line break inside a value would start a request of its own; the count is the cheapest complete check.
-    if any(head.count(mark) != len(lines) - 1 for mark in _LINE_BREAKS) or b"\0" in head:
-        raise TransportError(Outcome.CONNECTION_ERROR, "invalid_request")
-    return head
-
-
-async def _exchange(connection: Connection, request: UpstreamRequest, head: bytes) -> None:
-    """Send the request and wait for the head of the answer, which may come before the body has been sent."""
-    timeouts = request.timeouts
+def _framing(request: UpstreamRequest) -> bytes:
+    """Return the end of the head: how the body is framed, and an empty line."""
     body = request.body
-    whole = body if isinstance(body, bytes) else None
-    connection.begin(head, whole, head_only=request.method == "HEAD", idle_seconds=timeouts.idle_seconds)
-    if body is None or isinstance(body, bytes):
-        await connection.head(timeouts.first_byte_seconds)
-        return
+    if body is None:
+        return b"\r\n"
+    length = len(body) if isinstance(body, bytes) else request.content_length
+    return b"Transfer-Encoding: chunked\r\n\r\n" if length is None else b"Content-Length: %d\r\n\r\n" % length
+
+
+async def _send_body(connection: Connection, request: UpstreamRequest) -> None:
+    """Send a body that comes in pieces. The answer may come before its end, and then the rest is not wanted."""
+    body = request.body
+    assert body is not None and not isinstance(body, bytes)  # noqa: S101, PT018 - the caller has looked
     chunked = request.content_length is None
     async for piece in body:
         if piece:
             connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
             await connection.drain()
-        if connection.status:
-            connection.unsent = True  # answered early: the rest of the body is not wanted
-            break
-    else:
-        if chunked:
-            connection.write(b"0\r\n\r\n")
-    await connection.head(timeouts.first_byte_seconds)
+        if connection.answering:
+            connection.unsent = True
+            return
+    if chunked:
+        connection.write(b"0\r\n\r\n")
+    connection.expect_within(request.timeouts.first_byte_seconds)
+
+
+def _close_idle(origin: _Origin) -> None:
+    while origin.idle:
+        origin.idle.pop().close()
 
 
 def _is_resolution(error: OSError) -> bool:

@@ -42,7 +42,8 @@ def order_for(
     return Order(
         method=call.method,
         url=upstream.base + call.target.suffix,
-        fields=call.fields.with_fields(our_fields(call, upstream, key)),
+        fields=call.fields,
+        ours=our_fields(call, upstream, key),
         body=body if call.body_stream is None else call.body_stream,
         timeouts=upstream.policy.timeouts,
         content_length=call.body_length,

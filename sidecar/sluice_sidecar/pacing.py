@@ -6,7 +6,7 @@ from sluice_core.limits.adaptive import Pacer
 from sluice_core.limits.admission import Admission
 from sluice_core.ratelimit_headers import read_limits
 from sluice_core.sync import LimitObservation
-from sluice_sidecar.headers import Field
+from sluice_sidecar.headers import Fields
 
 LOOK_SECONDS = 2.0
 """How often the rate-limit fields of answers are read: they change slowly, and calls are many."""
@@ -41,7 +41,7 @@ class Pacing:
         pacer.throttled(sent_at, now, slow_down=slow_down)
         self._apply(place, pacer, now)
 
-    def answered(self, upstream: str, model: str | None, fields: list[Field], now: float) -> None:
+    def answered(self, upstream: str, model: str | None, fields: Fields, now: float) -> None:
         """Take note of a call that was let through, and from time to time of what its answer says is left."""
         place = (upstream, model or "")
         pacer = self._pacers.get(place)
@@ -53,7 +53,7 @@ class Pacing:
             self._looked_at.clear()
             self._observed.clear()
         self._looked_at[place] = now
-        for limit in read_limits({name.lower(): value for name, value in fields}):
+        for limit in read_limits(fields):
             self._observed[upstream, model or "", limit.dimension] = LimitObservation(
                 upstream=upstream,
                 model=(model or "")[:512],

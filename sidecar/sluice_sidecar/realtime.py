@@ -85,8 +85,7 @@ async def _connect(call: Call, request: web.BaseRequest, grant: Grant) -> aiohtt
 
 def _declined(grant: Grant, declined: DeclinedError) -> RefusedError:
     """Show the application what the upstream said instead of opening a WebSocket."""
-    first = {name.lower(): value for name, value in reversed(declined.fields)}
-    failure = classify_response(declined.status, first, declined.body)
+    failure = classify_response(declined.status, declined.fields, declined.body)
     if failure is not None:
         grant.failed(failure)
     said = f"The upstream declined the WebSocket with {declined.status}."

@@ -13,21 +13,22 @@ from sluice_core.tap import StreamTap
 from sluice_sidecar.attempt import Opaque, Stream, Whole, failure_of, next_event_bytes
 from sluice_sidecar.call import Call
 from sluice_sidecar.downstream import ClientGoneError
-from sluice_sidecar.headers import Field, response_fields
+from sluice_sidecar.headers import Field, Fields
 from sluice_sidecar.transport import TransportError, UpstreamResponse
 
 MAX_DRAINED_BYTES = 64 * 1024 * 1024
 TOO_LATE = Failure(outcome=Outcome.TIMEOUT, code="total_timeout")
 _LENGTH = frozenset({"content-length"})
+_LENGTH_AND_CODING = _LENGTH | {"content-encoding"}
 
 
 async def relay_whole(call: Call, whole: Whole, extra: list[Field]) -> None:
     """Send an answer that is in memory."""
     _answered(call, whole.status, whole.fields)
     learn(call, whole.answer)
-    fields = response_fields(whole.fields, drop=_LENGTH)
+    passed = whole.fields.passed_back(_LENGTH)
     try:
-        await call.downstream.send(whole.status, whole.reason, fields + extra, whole.body)
+        await call.downstream.send(whole.status, whole.reason, extra, whole.body, passed=passed)
     except ClientGoneError:
         call.outcome = call.outcome or Outcome.CLIENT_CLOSED
 
@@ -44,8 +45,8 @@ async def relay_opaque(call: Call, opaque: Opaque, extra: list[Field]) -> Failur
     downstream = call.downstream
     whole = False
     try:
-        fields = response_fields(response.fields, drop=_LENGTH)
-        downstream.start(response.status, response.reason, fields + extra, length)
+        passed = response.fields.passed_back(_LENGTH)
+        downstream.start(response.status, response.reason, extra, length, passed=passed)
         async with asyncio.timeout_at(call.deadline):
             while chunk := await response.next_chunk():
                 await downstream.write(chunk)
@@ -78,8 +79,8 @@ async def relay_stream(call: Call, stream: Stream, extra: list[Field]) -> Failur
     writer = _StreamWriter(call, tap)
     ended = stream.ended
     try:
-        drop = _LENGTH | {"content-encoding"} if stream.decoder is not None else _LENGTH
-        await writer.start(response, response_fields(response.fields, drop=drop) + extra, stream.held)
+        passed = response.fields.passed_back(_LENGTH if stream.decoder is None else _LENGTH_AND_CODING)
+        writer.start(response, passed, extra, stream.held)
         async with asyncio.timeout_at(call.deadline):
             while not ended:
                 passed, ended = await next_event_bytes(response, stream.decoder, tap)
@@ -121,13 +122,13 @@ class _StreamWriter:
         self._discarded = 0
         self._last = b""
 
-    async def start(self, response: UpstreamResponse, fields: list[Field], held: bytes) -> None:
+    def start(self, response: UpstreamResponse, passed: bytes, extra: list[Field], held: bytes) -> None:
+        self._last = held
         try:
-            self._call.downstream.start(response.status, response.reason, fields, None)
+            self._call.downstream.start(response.status, response.reason, extra, None, passed=passed, body=held)
+            self._said_all = self._tap.terminal_seen
         except ClientGoneError:
             self._leave()
-        if held:
-            await self.write(held)
 
     async def write(self, chunk: bytes) -> None:
         self._last = chunk
@@ -206,16 +207,11 @@ def learn(call: Call, answer: Answer) -> None:
     call.response_status = answer.response_status
 
 
-def _answered(call: Call, status: int, fields: list[Field]) -> None:
+def _answered(call: Call, status: int, fields: Fields) -> None:
     call.status = status
-    for name, value in fields:
-        if name.lower() == "x-request-id":
-            call.upstream_request_id = value
-            return
+    call.upstream_request_id = fields.get("x-request-id", call.upstream_request_id)
 
 
-def _content_length(fields: list[Field]) -> int | None:
-    for name, value in fields:
-        if name.lower() == "content-length" and value.isascii() and value.isdigit():
-            return int(value)
-    return None
+def _content_length(fields: Fields) -> int | None:
+    value = fields.get("content-length", "")
+    return int(value) if value.isascii() and value.isdigit() else None

@@ -9,7 +9,7 @@ import msgspec
 
 from sluice_core.api.upstream import Timeouts
 from sluice_core.records import Outcome
-from sluice_sidecar.headers import Field
+from sluice_sidecar.headers import Fields
 
 
 class TransportError(Exception):
@@ -26,14 +26,15 @@ class TransportError(Exception):
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request as it goes out. `body` is whole, or an iterator that can be sent once.
+    """One request as it goes out. `lines` are those of its head, each with its end. `body` is whole, or an iterator
+    that can be sent once.
 
     `content_length` is that of an iterator, if it is known; otherwise it is sent in chunks.
     """
 
     method: str
     url: str
-    fields: list[Field]
+    lines: bytes
     body: bytes | AsyncIterator[bytes] | None
     timeouts: Timeouts
     content_length: int | None = None
@@ -44,7 +45,11 @@ class UpstreamResponse(Protocol):
 
     status: int
     reason: str
-    fields: list[Field]
+    fields: Fields
+
+    def take(self) -> bytes | None:
+        """Return the bytes of the body that have come, nothing at its end, None if there may be more but not yet."""
+        ...
 
     async def next_chunk(self) -> bytes:
         """Return the next bytes of the body as they came, or nothing at its end.

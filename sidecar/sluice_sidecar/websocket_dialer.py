@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from sluice_core.records import Outcome
-from sluice_sidecar.headers import Field
+from sluice_sidecar.headers import Field, Fields
 from sluice_sidecar.transport import TransportError
 from sluice_sidecar.websocket import MAX_MESSAGE_BYTES
 
@@ -24,7 +24,7 @@ DECLINED_SECONDS = 5.0
 class DeclinedError(Exception):
     """The upstream answered the handshake with a plain HTTP answer, which is kept as it came."""
 
-    def __init__(self, status: int, reason: str, fields: list[Field], body: bytes) -> None:
+    def __init__(self, status: int, reason: str, fields: Fields, body: bytes) -> None:
         super().__init__(f"declined with {status}")
         self.status = status
         self.reason = reason
@@ -45,8 +45,7 @@ async def _take_declined(request: aiohttp.ClientRequest, handler: aiohttp.Client
                     body += part
     finally:
         response.close()
-    fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers]
-    raise DeclinedError(response.status, response.reason or "", fields, bytes(body))
+    raise DeclinedError(response.status, response.reason or "", Fields(response.raw_headers), bytes(body))
 
 
 class WebSocketDialer:

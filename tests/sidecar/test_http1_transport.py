@@ -63,7 +63,7 @@ def a_request(base: str, **changes: object) -> UpstreamRequest:
     values: dict[str, object] = {
         "method": "GET",
         "url": f"{base}/v1/models",
-        "fields": [("accept", "*/*")],
+        "lines": b"accept: */*\r\n",
         "body": None,
         "timeouts": Timeouts(connect_seconds=5, first_byte_seconds=5, idle_seconds=5),
     }
@@ -76,7 +76,7 @@ async def exchange(transport: Http1Transport, request: UpstreamRequest) -> tuple
     while chunk := await response.next_chunk():
         body += chunk
     response.release()
-    return response.status, response.fields, body
+    return response.status, response.fields.pairs(), body
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\r\nX-A: 2\r\n\r\nhello"
@@ -217,15 +217,12 @@ async def test_nothing_is_reused_after_bytes_that_nobody_asked_for() -> None:
         await transport.close()
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [[("x", "a\r\nEvil: 1")], [("x", "a\nb")], [("x\r\n", "a")], [("x", "\0")], [("x", "\u20ac")]],
-)
-async def test_a_field_cannot_break_out_of_its_line(fields: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize("target", ["/a\r\nEvil: 1", "/a\nb", "/\0", "/\u20ac"])
+async def test_a_target_cannot_break_out_of_its_line(target: str) -> None:
     """Such a request is not sent at all."""
     transport = Http1Transport()
     with pytest.raises(TransportError, match="invalid_request"):
-        await transport.send(a_request("http://127.0.0.1:9", fields=fields))
+        await transport.send(a_request("http://127.0.0.1:9", url=f"http://127.0.0.1:9{target}"))
     await transport.close()
 
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sluice_sidecar import headers
 from sluice_sidecar.config import parse_labels
 from sluice_sidecar.credentials import Credentials, Secret
-from sluice_sidecar.headers import RequestFields
+from sluice_sidecar.headers import HOP_BY_HOP, BadFieldError, Fields, RequestFields
 from sluice_sidecar.target import BadTargetError, parse
 from sluice_sidecar.telemetry.trace import traceparent
 
@@ -60,7 +61,7 @@ def test_another_spelling_is_no_way_around_a_rule(raw: str, plain: str) -> None:
 
 def test_header_fields_are_replaced_whatever_their_case() -> None:
     """A field that Sluice sets stands once."""
-    fields = RequestFields([("AUTHORIZATION", "Bearer x"), ("x-a", "1"), ("X-A", "2"), ("User-Agent", "u")])
+    fields = RequestFields([(b"AUTHORIZATION", b"Bearer x"), (b"x-a", b"1"), (b"X-A", b"2"), (b"User-Agent", b"u")])
     assert fields.with_fields([("X-a", "3"), ("Authorization", "ours")]) == [
         ("User-Agent", "u"),
         ("X-a", "3"),
@@ -68,6 +69,72 @@ def test_header_fields_are_replaced_whatever_their_case() -> None:
     ]
     fields.keep_authorization()
     assert ("AUTHORIZATION", "Bearer x") in fields.with_fields([])
+
+
+_names = st.sampled_from(
+    ["X-A", "x-b", "Authorization", "OpenAI-Project", "Connection", "Keep-Alive", "TE", "Host", "Content-Length", "X%b"]
+)
+_values = st.one_of(st.sampled_from(["close", "x-b, X%b", "keep-alive, x-a"]), st.text("abc %\u00e4", max_size=4))
+_fields = st.lists(st.tuples(_names, _values.map(str.strip)), max_size=8)
+
+
+def _raw(fields: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("latin-1")) for name, value in fields]
+
+
+def _one_hop(fields: list[tuple[str, str]]) -> set[str]:
+    listed = {each.strip().lower() for name, value in fields if name == "Connection" for each in value.split(",")}
+    return (listed - {"close", "keep-alive"}) | HOP_BY_HOP
+
+
+@given(_fields, st.lists(st.tuples(st.sampled_from(["x-a", "Authorization", "New"]), st.text("abc", max_size=3))))
+def test_what_goes_upstream_is_what_the_application_sent_but_for_what_is_ours_or_the_hops(
+    fields: list[tuple[str, str]], ours: list[tuple[str, str]]
+) -> None:
+    """In order, repeated and spelled as sent; the same for the first message with these names as for the next."""
+    dropped = _one_hop(fields) | {"host", "content-length", "authorization", "openai-project"}
+    dropped |= {name.lower() for name, _ in ours}
+    expected = [field for field in fields if field[0].lower() not in dropped] + ours
+    for _ in range(2):
+        lines = RequestFields(_raw(fields)).lines(ours)
+        assert lines == b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in expected)
+    assert RequestFields(_raw(fields)).with_fields(ours) == expected
+
+
+@given(_fields, st.sampled_from([frozenset[str](), frozenset({"content-length"}), frozenset({"x-a"})]))
+def test_what_comes_back_is_what_the_upstream_sent_but_for_its_hop(
+    fields: list[tuple[str, str]], drop: frozenset[str]
+) -> None:
+    """A field of one hop stays there, whoever declared it so; and the first value of a name is found in any case."""
+    dropped = _one_hop(fields) | drop
+    kept = [field for field in fields if field[0].lower() not in dropped]
+    answer = Fields(_raw(fields))
+    assert answer.passed_back(drop) == b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in kept)
+    assert dict(answer) == {name.lower(): value for name, value in reversed(fields)}
+    assert answer.pairs() == fields
+    assert answer.get("absent") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("x", "a\r\nEvil: 1"), ("x", "a\nb"), ("x\r\n", "a"), ("x", "\0"), ("x", "\u20ac")]
+)
+def test_a_field_of_ours_cannot_break_out_of_its_line(name: str, value: str) -> None:
+    """A request with such a field is not written at all."""
+    with pytest.raises(BadFieldError):
+        RequestFields([(b"a", b"b")]).lines([(name, value)])
+
+
+def test_what_is_remembered_of_header_names_is_bounded() -> None:
+    """Names that are made up for each message take no more memory than names that are not, and are treated alike."""
+    for number in range(3000):
+        Fields([(b"x-%d" % number, b"1")])
+    Fields([(b"x" * 100_000, b"1")])
+    fields = RequestFields([(b"x-2999", b"1")])
+    for number in range(100):
+        assert fields.lines([(f"y-{number}", "2")]) == b"x-2999: 1\r\ny-%d: 2\r\n" % number
+    assert len(headers._layouts) <= 256
+    assert sum(len(name) for names in headers._layouts for name in names) < 256 * 4096
+    assert len(fields.first._layout.templates) <= 16
 
 
 def test_labels_of_the_downward_api_are_read() -> None:
