@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Container
 
 import msgspec
 
@@ -12,6 +13,8 @@ from sluice_core.split import Arm
 PATH = "/sluice/v1/feedback"
 MAX_BODY_BYTES = 16 * 1024
 MAX_REMEMBERED = 20_000
+MAX_NAME_CHARACTERS = 256
+Rollout = tuple[str, str]  # split and revision
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,35 +50,69 @@ def parse(body: bytes) -> Feedback:
     return feedback
 
 
-class ArmMemory:
-    """Which arm gave the answers of late, by response id and call id. The oldest are forgotten."""
+class _Answer:
+    """An answer of late: whose it was, and which scores it has."""
 
-    __slots__ = ("_arms",)
+    __slots__ = ("arm", "counter", "rollout", "scored")
+
+    def __init__(self, rollout: Rollout, arm: Arm, counter: ArmCounter) -> None:
+        self.rollout = rollout
+        self.arm = arm
+        self.counter = counter
+        self.scored: set[str] = set()
+
+
+class ArmMemory:
+    """Which arm gave the answers of late, by call, response and conversation. The oldest are forgotten."""
+
+    __slots__ = ("_answers", "_conversations")
 
     def __init__(self) -> None:
-        self._arms: OrderedDict[str, tuple[Arm, ArmCounter, set[str]]] = OrderedDict()
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._conversations: OrderedDict[str, _Answer] = OrderedDict()
 
-    def remember(self, call_id: str, response_id: str | None, arm: Arm, counter: ArmCounter) -> None:
+    def remember(
+        self,
+        rollout: Rollout,
+        arm: Arm,
+        counter: ArmCounter,
+        *,
+        call_id: str,
+        response_id: str | None,
+        conversation: str | None,
+    ) -> None:
         """Note which arm's counter a call belongs to."""
-        entry = (arm, counter, set[str]())
-        for name in (call_id, response_id):
-            if name is not None and len(name) <= 256:
-                self._arms[name] = entry
-        while len(self._arms) > MAX_REMEMBERED:
-            self._arms.popitem(last=False)
+        answer = _Answer(rollout, arm, counter)
+        _put(self._answers, call_id, answer)
+        _put(self._answers, response_id, answer)
+        _put(self._conversations, conversation, answer)
 
-    def arm_of(self, response_id: str) -> Arm | None:
-        """Return the arm that gave an answer, if it is remembered."""
-        entry = self._arms.get(response_id)
-        return entry[0] if entry is not None else None
+    def arm_of(self, response_id: str | None, conversation: str | None) -> Arm | None:
+        """Return the arm that gave an answer, or the last one of a conversation, if it is remembered."""
+        answer = self._answers.get(response_id or "") or self._conversations.get(conversation or "")
+        return answer.arm if answer is not None else None
+
+    def keep(self, rollouts: Container[Rollout]) -> None:
+        """Forget the answers of other rollouts: in the next one the same arm is another version."""
+        for known in (self._answers, self._conversations):
+            for name in [name for name, answer in known.items() if answer.rollout not in rollouts]:
+                del known[name]
 
     def score(self, feedback: Feedback) -> bool:
         """Count a score once per call and name; tell whether the call is known."""
-        entry = self._arms.get(feedback.response_id or feedback.call_id or "")
-        if entry is None:
+        answer = self._answers.get(feedback.response_id or feedback.call_id or "")
+        if answer is None:
             return False
-        _, counter, names = entry
-        if feedback.name not in names and len(names) < 16:
-            names.add(feedback.name)
-            counter.record_score(feedback.score)
+        if feedback.name not in answer.scored and len(answer.scored) < 16:
+            answer.scored.add(feedback.name)
+            answer.counter.record_score(feedback.score)
         return True
+
+
+def _put(known: OrderedDict[str, _Answer], name: str | None, answer: _Answer) -> None:
+    if name is None or len(name) > MAX_NAME_CHARACTERS:
+        return
+    known[name] = answer
+    known.move_to_end(name)
+    if len(known) > MAX_REMEMBERED:
+        known.popitem(last=False)

@@ -176,13 +176,14 @@ class Governor:
         log.info("policy in force", revision=policy.revision, routes=len(policy.routes), upstreams=len(self.upstreams))
 
     def _forget_counters(self, policy: PodPolicy) -> None:
-        """Make room if there are many, among the arms that are in no rule any more."""
+        """Forget the answers of rollouts that are in no rule any more, and their counts if there are many."""
         alive = {
             (rule.split.key, rule.split.revision)
             for route in policy.routes
             for rule in route.rules
             if rule.split is not None
         }
+        self.memory.keep(alive)
         for name in [name for name in self.counters if name[:2] not in alive]:
             if len(self.counters) > MAX_COUNTERS // 2:
                 del self.counters[name]
@@ -205,8 +206,7 @@ class Governor:
 
     def pinned_arm(self, call: Call) -> Arm | None:
         """Return the arm of the conversation that this call continues."""
-        previous = call.facts.previous_response_id
-        return self.memory.arm_of(previous) if previous is not None else None
+        return self.memory.arm_of(call.facts.previous_response_id, call.facts.conversation)
 
     def settled(self, call: Call, record: CallRecord) -> None:
         """Count a settled call: for its arm, in the metrics, in the records."""
@@ -245,7 +245,14 @@ class Governor:
             bucket=assignment.bucket,
             counted=assignment.counted,
         )
-        self.memory.remember(call.id, call.response_id, assignment.arm, counter)
+        self.memory.remember(
+            name[:2],
+            assignment.arm,
+            counter,
+            call_id=call.id,
+            response_id=call.response_id,
+            conversation=call.facts.conversation,
+        )
 
     # --- the sync channel
 

@@ -147,6 +147,35 @@ def test_a_conversation_stays_on_its_arm(start: Any, client: Client, mock: Any, 
     assert raw.headers["x-sluice-arm"] == "v2"
 
 
+@pytest.mark.parametrize("as_object", [False, True])
+def test_a_conversation_object_stays_on_its_arm(
+    start: Any, client: Client, mock: Any, policies: Any, as_object: bool
+) -> None:
+    """A call in a conversation keeps the arm of the one before it there, however the conversation is named."""
+    sidecar = started(start, policies, mock, weight=0)
+    api = client(sidecar.base_url)
+    talk = api.conversations.create()
+    named: Any = {"id": talk.id} if as_object else talk.id
+    arms = []
+    for headers in ({"x-sluice-arm": "candidate"}, {}, {"x-sluice-arm": "stable"}, {}):
+        raw = api.responses.with_raw_response.create(
+            model="any", input="b", user="u", conversation=named, extra_headers=headers
+        )
+        arms.append(raw.headers["x-sluice-arm"])
+    assert arms == ["v2", "v2", "v1", "v1"]
+
+
+def test_another_rollout_begins_without_memories(start: Any, client: Client, mock: Any, policies: Any) -> None:
+    """The candidate of the next rollout is another version: who talked with the last one is not put on it."""
+    sidecar = started(start, policies, mock, weight=0)
+    api = client(sidecar.base_url)
+    first = api.responses.create(model="any", input="a", user="u", extra_headers={"x-sluice-arm": "candidate"})
+    rule = policies.rule(split=split(weight=0, revision="next", candidate=ArmPolicy(version="v3")))
+    sidecar.runs(sidecar.apply(policies.snapshot(policies.upstream(mock.base_url), rules=(rule,))))
+    raw = api.responses.with_raw_response.create(model="any", input="b", user="u", previous_response_id=first.id)
+    assert raw.headers["x-sluice-arm"] == "v1"
+
+
 def test_an_application_scores_an_answer(start: Any, client: Client, mock: Any, policies: Any) -> None:
     """A score counts once for the arm that gave the answer; unknown answers and nonsense are told apart."""
     sidecar = started(start, policies, mock, weight=100)
