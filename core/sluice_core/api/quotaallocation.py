@@ -138,9 +138,12 @@ class PerUser(Value, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=0, le=1_000_000_000_000, description="Tokens per minute and user; 0 means no limit.")]
         | None
     ) = None
-    daily_usd: Annotated[str, Meta(max_length=16, pattern=USD, description="US dollars per day and user.")] | None = (
-        None
-    )
+    daily_usd: (
+        Annotated[
+            str, Meta(max_length=16, pattern=USD, description="US dollars per calendar day and user, over all pods.")
+        ]
+        | None
+    ) = None
     class_header: (
         Annotated[
             str,
@@ -292,7 +295,8 @@ class Allocation(Value, frozen=True, kw_only=True):
     priority: Annotated[Priority, Meta(description="Rank in the waiting line.")] = Priority.STANDARD
     mode: Annotated[Mode, Meta(description="Overrides the mode of the whole resource.")] | None = None
     per_user: Annotated[
-        PerUser | None, Meta(description="Limits of each single user.", extra_json_schema=PER_USER_RULES)
+        PerUser | None,
+        Meta(description="Limits of each single user, over all pods.", extra_json_schema=PER_USER_RULES),
     ] = None
     queue: Annotated[Queue, Meta(description="How long calls wait for capacity.")] = Queue()
     budget: budget_field = None
