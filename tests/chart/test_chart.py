@@ -20,8 +20,13 @@ from sluice_operator.kinds import RELEASE_LABELS
 from .rendering import CHART, NAMESPACE, ROOT, Json, Schema, find, helm, pod_specs, render, require_tools
 
 MINIMAL: Json = {}
+ZONES = {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "ScheduleAnyway"}
+WHOLE = frozenset({"resources", "podSecurityContext", "containerSecurityContext"})
+"""Values that are handed on as they are, whatever is in them."""
 EVERYTHING: Json = {
     "imagePullSecrets": ["registry"],
+    "commonLabels": {"cost-center": "ai"},
+    "podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None},
     "operator": {
         "image": {"digest": "sha256:" + "a" * 64},
         "replicas": 3,
@@ -30,14 +35,22 @@ EVERYTHING: Json = {
         "nodeSelector": {"kubernetes.io/os": "linux"},
         "tolerations": [{"key": "k", "operator": "Exists"}],
         "affinity": {"nodeAffinity": {}},
+        "topologySpreadConstraints": [ZONES],
         "priorityClassName": "system-cluster-critical",
+        "environment": {"HTTPS_PROXY": "http://proxy:3128"},
     },
     "injector": {
         "failurePolicy": "Fail",
         "nativeSidecar": "Never",
         "excludedNamespaces": ["kube-system", NAMESPACE],
         "podLabels": {"team": "platform"},
+        "podAnnotations": {"example.com/a": "b"},
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"key": "k", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "topologySpreadConstraints": [ZONES],
         "priorityClassName": "system-cluster-critical",
+        "environment": {"HTTPS_PROXY": "http://proxy:3128"},
     },
     "sidecar": {"runAsUser": None, "adminHost": "::", "environment": {"A": "b"}, "whenUnconfigured": "PassThrough"},
     "metrics": {
@@ -309,6 +322,39 @@ def test_every_pod_meets_the_restricted_profile(values: Json) -> None:
         assert kinds <= {"configMap", "secret", "emptyDir", "projected"}
 
 
+@pytest.mark.parametrize("name", ["operator", "injector"])
+def test_what_a_platform_sets_for_a_workload_arrives_in_its_pods(name: str) -> None:
+    """Labels, annotations, place, priority, variables and pull secrets, each where it belongs, and defaults stay."""
+    template = find(render(EVERYTHING), "Deployment", f"sluice-{name}")["spec"]["template"]
+    spec, given = template["spec"], EVERYTHING[name]
+    constraint = spec["topologySpreadConstraints"][0]
+
+    assert template["metadata"]["labels"].items() >= {**given["podLabels"], **EVERYTHING["commonLabels"]}.items()
+    assert template["metadata"]["annotations"].items() >= given["podAnnotations"].items()
+    for field in ("nodeSelector", "tolerations", "affinity", "priorityClassName"):
+        assert spec[field] == given[field]
+    assert constraint.items() >= ZONES.items()
+    assert constraint["labelSelector"]["matchLabels"]["app.kubernetes.io/component"] == name
+    assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in spec["containers"][0]["env"]
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+
+
+def test_the_platform_may_choose_the_users() -> None:
+    """`null` takes fixed ids out of every pod, for platforms that assign them; the rest of the profile stays."""
+    for name, spec in pod_specs(render(EVERYTHING)):
+        assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}, name
+    for _, spec in pod_specs(render()):
+        assert {spec["securityContext"][field] for field in ("runAsUser", "runAsGroup", "fsGroup")} == {65532}
+
+
+def test_the_installations_test_goes_where_the_operator_may_go() -> None:
+    """On nodes with taints the test must not wait for ever."""
+    spec = dict(pod_specs(render(EVERYTHING)))["sluice-test"]
+
+    assert spec["tolerations"] == EVERYTHING["operator"]["tolerations"]
+    assert spec["nodeSelector"] == EVERYTHING["operator"]["nodeSelector"]
+
+
 @pytest.mark.parametrize("name", ["sluice-operator", "sluice-injector"])
 def test_two_replicas_survive_the_loss_of_one(name: str) -> None:
     """Two by default, apart from each other, not drained together, updated one by one."""
@@ -478,6 +524,9 @@ def test_alerts_ask_for_metrics_that_exist() -> None:
         ({"sidecar": {"resources": {"cpuRequest": "much"}}}, "cpuRequest"),
         ({"metrics": {"prometheusRule": {"errorPercent": 0}}}, "errorPercent"),
         ({"certificates": {"issuer": "Vault"}}, "issuer"),
+        ({"operator": {"podLabels": {"app.kubernetes.io/name": "x"}}}, "podLabels"),
+        ({"operator": {"environment": {"not-a-name": "x"}}}, "environment"),
+        ({"operator": {"topologySpreadConstraints": [{"maxSkew": 1}]}}, "topologySpreadConstraints"),
     ],
 )
 def test_wrong_values_are_refused_by_name(values: Json, named: str) -> None:
@@ -499,7 +548,7 @@ def test_every_value_is_used() -> None:
 def _leaves(values: Json, *before: str) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for name, value in values.items():
-        inner = isinstance(value, dict) and value and name != "resources"
+        inner = isinstance(value, dict) and value and name not in WHOLE
         found += _leaves(value, *before, name) if inner else [(*before, name)]
     return found
 
