@@ -178,7 +178,9 @@ async def _receive_error(response: UpstreamResponse, order: Order) -> Result:
 
 
 async def _receive_whole(response: UpstreamResponse, decoder: Decoder | None, order: Order) -> Result:
-    body = await _read(response, decoder, MAX_WHOLE_BYTES)
+    body = response.take() if decoder is None else None
+    if body is None or not response.ended:  # as small as most, it came with its head
+        body = await _read(response, decoder, MAX_WHOLE_BYTES, body or b"")
     answer = read_answer(order.endpoint, response.status, body)
     whole = _whole(response, body, answer, decoded=decoder is not None)
     return whole if answer.failure is None else Failed(failure=answer.failure, whole=whole)
@@ -189,22 +191,16 @@ def _whole(response: UpstreamResponse, body: bytes, answer: Answer, *, decoded: 
     return Whole(status=response.status, reason=response.reason, fields=fields, body=body, answer=answer)
 
 
-async def _read(response: UpstreamResponse, decoder: Decoder | None, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        chunk = response.take()  # most answers came whole, with their head
-        if chunk is None:
-            chunk = await response.next_chunk()
-        if not chunk:
-            break
+async def _read(response: UpstreamResponse, decoder: Decoder | None, limit: int, begun: bytes = b"") -> bytes:
+    parts, size = [begun], len(begun)
+    while chunk := await response.next_chunk():
         if decoder is not None:
             chunk = decoder.feed(chunk, limit)
         size += len(chunk)
         if size > limit:
             raise TransportError(Outcome.PROVIDER_ERROR, "response_too_large")
         parts.append(chunk)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
 
 
 async def _hold(response: UpstreamResponse, decoder: Decoder | None, tap: StreamTap) -> Result:

@@ -39,10 +39,10 @@ class Connection(asyncio.Protocol):
         "_deadline",
         "_drained",
         "_fault",
-        "_head_bytes",
         "_idle_seconds",
         "_informational",
         "_loop",
+        "_overhead_bytes",
         "_parser",
         "_paused",
         "_raw",
@@ -78,7 +78,7 @@ class Connection(asyncio.Protocol):
         self._raw: list[RawField] = []
         self._chunks: list[bytes] = []
         self._buffered = 0
-        self._head_bytes = 0
+        self._overhead_bytes = 0
         self._paused = self._complete = self._informational = self._until_close = False
         self._fault: TransportError | None = None
         self.answering = False
@@ -99,6 +99,7 @@ class Connection(asyncio.Protocol):
         if self._complete:
             self._fail(Outcome.CONNECTION_ERROR, "malformed_response")
             return
+        self._overhead_bytes += len(data)  # of head, trailers and framing, until the next bytes of a body
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -106,8 +107,13 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._fail(Outcome.CONNECTION_ERROR, "malformed_response")
         else:
+            if self._overhead_bytes > MAX_HEAD_BYTES and not self._complete:
+                self._fail(Outcome.CONNECTION_ERROR, "malformed_response")
+                return
             self._deadline = self._loop.time() + self._idle_seconds
-            self._wake()
+            waiter = self._waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
 
     def eof_received(self) -> None:
         """Take the end of the connection as the end of a body that is framed by it."""
@@ -151,10 +157,10 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one field, within bounds."""
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > MAX_HEAD_BYTES or len(self._raw) >= MAX_FIELDS:
+        raw = self._raw
+        if len(raw) >= MAX_FIELDS:
             raise ValueError("response head too large")
-        self._raw.append((name, value))
+        raw.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Note how the body is framed; an interim answer (1xx) is passed over."""
@@ -162,6 +168,8 @@ class Connection(asyncio.Protocol):
         if 100 <= status < 200:
             self._informational = True
             return
+        if self._overhead_bytes > MAX_HEAD_BYTES and sum(len(n) + len(v) for n, v in self._raw) > MAX_HEAD_BYTES:
+            raise ValueError("response head too large")
         self.status = status
         self.fields = fields = Fields(self._raw)
         self.answering = True
@@ -173,6 +181,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body; stop reading while too much waits."""
         self._chunks.append(body)
+        self._overhead_bytes = 0
         self._buffered += len(body)
         if self._buffered > _PAUSE_BYTES and not self._paused and self._transport is not None:
             self._paused = True
@@ -184,7 +193,6 @@ class Connection(asyncio.Protocol):
             self._informational = False
             self._raw = []
             self.reason = ""
-            self._head_bytes = 0
             return
         self._complete = True
         self.reusable = not self.head_only and not self._until_close and self._parser.should_keep_alive()
@@ -255,9 +263,14 @@ class Connection(asyncio.Protocol):
         return data
 
     @property
-    def answered(self) -> bool:
+    def ended(self) -> bool:
         """Tell whether the answer has been received and read to its end."""
         return self._complete and not self._chunks
+
+    @property
+    def again_usable(self) -> bool:
+        """Tell whether the exchange is over in such a way that another may follow."""
+        return self.reusable and self._complete and not self._chunks and not self.unsent and self.usable
 
     def close(self) -> None:
         """Close at once."""

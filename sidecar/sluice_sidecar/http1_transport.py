@@ -43,7 +43,8 @@ class Http1Transport:
         self._context: ssl.SSLContext | None = None
         self._loop = asyncio.get_running_loop()
         self._in_use: set[Connection] = set()
-        self._slots = asyncio.Semaphore(max_connections)
+        self._slots = max_connections
+        self._line: deque[asyncio.Future[None]] = deque()
         self._origins: dict[str, _Origin] = {}
         self._starts: dict[tuple[str, str], tuple[_Origin, bytes]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -54,7 +55,9 @@ class Http1Transport:
         place = (request.method, request.url)
         origin, start = self._starts.get(place) or self._start_of(*place)
         body = request.body
-        connection = await self._acquire(origin, request.timeouts.connect_seconds)
+        connection = self._take_idle(origin)
+        if connection is None:
+            connection = await self._acquire(origin, request.timeouts.connect_seconds)
         try:
             whole = body if isinstance(body, bytes) else None
             connection.begin(
@@ -84,14 +87,13 @@ class Http1Transport:
 
     def give_back(self, origin: _Origin, connection: Connection) -> None:
         """Take a connection back after an exchange, to reuse it if that is safe."""
-        done = connection.reusable and connection.answered and not connection.unsent
-        if self._closed or origin.given_up or not (done and connection.usable):
+        if self._closed or origin.given_up or not connection.again_usable:
             self.discard(connection)
             return
         self._in_use.discard(connection)
         connection.idle_since = self._loop.time()
         origin.idle.append(connection)
-        self._slots.release()
+        self._free_slot()
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
@@ -99,7 +101,7 @@ class Http1Transport:
         """Close a connection that is in use."""
         if connection in self._in_use:
             self._in_use.discard(connection)
-            self._slots.release()
+            self._free_slot()
         connection.close()
 
     def _start_of(self, method: str, url: str) -> tuple[_Origin, bytes]:
@@ -136,31 +138,57 @@ class Http1Transport:
             self._origins = {base: origin}  # an upstream has one; a changed one takes its place
         return origin
 
-    async def _acquire(self, origin: _Origin, connect_seconds: float) -> Connection:
-        await self._take_slot(connect_seconds)
+    def _take_idle(self, origin: _Origin) -> Connection | None:
+        """Return a connection that waits for use, if there is one and a slot is free."""
         idle = origin.idle
+        if not self._slots or not idle:
+            return None
         oldest = self._loop.time() - _IDLE_CONNECTION_SECONDS
         while idle:
             connection = idle.pop()  # the last one used is the least likely to have been closed
             if connection.usable and connection.idle_since >= oldest:
+                self._slots -= 1
                 self._in_use.add(connection)
                 return connection
             connection.close()
+        return None
+
+    async def _acquire(self, origin: _Origin, connect_seconds: float) -> Connection:
+        if self._slots:
+            self._slots -= 1
+        else:
+            await self._wait_for_slot(connect_seconds)
+            self._slots += 1  # for the moment: nothing runs in between
+            if (connection := self._take_idle(origin)) is not None:
+                return connection
+            self._slots -= 1
         try:
             return await self._connect(origin, connect_seconds)
         except BaseException:
-            self._slots.release()
+            self._free_slot()
             raise
 
-    async def _take_slot(self, seconds: float) -> None:
-        if not self._slots.locked():
-            await self._slots.acquire()  # at once: no timer for what does not wait
-            return
+    async def _wait_for_slot(self, seconds: float) -> None:
+        waiter = self._loop.create_future()
+        self._line.append(waiter)
         try:
             async with asyncio.timeout(seconds):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise TransportError(Outcome.TIMEOUT, "pool_timeout") from None
+                await waiter
+        except BaseException as gone:
+            if waiter.done() and not waiter.cancelled():
+                self._free_slot()  # it came in the very moment of leaving
+            if isinstance(gone, TimeoutError):
+                raise TransportError(Outcome.TIMEOUT, "pool_timeout") from None
+            raise
+
+    def _free_slot(self) -> None:
+        """Hand a slot to whoever has waited longest, or keep it."""
+        while self._line:
+            waiter = self._line.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._slots += 1
 
     async def _connect(self, origin: _Origin, connect_seconds: float) -> Connection:
         context = self._tls() if origin.tls else None
@@ -214,6 +242,11 @@ class Http1Response:
     def take(self) -> bytes | None:
         """Return the bytes of the body that have come, nothing at its end, None if there may be more but not yet."""
         return b"" if self._connection is None else self._connection.take()
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether all of the body has been taken."""
+        return self._connection is None or self._connection.ended
 
     async def next_chunk(self) -> bytes:
         """Return the next bytes of the body as they came, or nothing at its end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import unquote
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 API_ROOT = "/v1"
 LONGEST_TARGET = 8190
 _FORBIDDEN = re.compile(r"[^!-~]|[\\#]")
+_LONGEST_REMEMBERED = 256
 _MOST_DECODINGS = 3  # servers behind servers decode more than once
 
 
@@ -40,6 +42,10 @@ def parse(raw: str) -> Target | None:
     Raises:
         BadTargetError: it is not in origin form, or holds dot segments, empty segments or control characters.
     """
+    return _remembered(raw) if len(raw) <= _LONGEST_REMEMBERED else _parse(raw)
+
+
+def _parse(raw: str) -> Target | None:
     if not raw.startswith("/") or raw.startswith("//"):
         raise BadTargetError("the request target must be a path that begins with a single slash")
     if len(raw) > LONGEST_TARGET:
@@ -53,6 +59,9 @@ def parse(raw: str) -> Target | None:
     below = path[len(API_ROOT) :]
     plain = below if "%" not in below else _decoded(below)
     return Target(path=below, query=query, plain=plain.rstrip("/"))
+
+
+_remembered = lru_cache(maxsize=256)(_parse)  # applications ask for a few paths over and over
 
 
 def _decoded(path: str) -> str:

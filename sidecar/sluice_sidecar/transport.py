@@ -51,6 +51,11 @@ class UpstreamResponse(Protocol):
         """Return the bytes of the body that have come, nothing at its end, None if there may be more but not yet."""
         ...
 
+    @property
+    def ended(self) -> bool:
+        """Tell whether all of the body has been taken."""
+        ...
+
     async def next_chunk(self) -> bytes:
         """Return the next bytes of the body as they came, or nothing at its end.
 

@@ -339,3 +339,89 @@ async def test_a_slow_reader_stops_its_upstream() -> None:
         await transport.close()
 
     assert read == 100_000_000
+
+
+async def test_those_who_wait_for_a_connection_get_one_in_turn() -> None:
+    """Never more than allowed at once; whoever gives up while waiting leaves the others their turn."""
+    under_way = most = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal under_way, most
+        while await reader.readuntil(b"\r\n\r\n"):
+            under_way += 1
+            most = max(most, under_way)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            under_way -= 1
+            writer.write(OK)
+
+    async with serving(handler) as base:
+        transport = Http1Transport(max_connections=2)
+        tasks = [asyncio.create_task(exchange(transport, a_request(base))) for _ in range(20)]
+        await asyncio.sleep(0)
+        for task in tasks[5:15:2]:
+            task.cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (await exchange(transport, a_request(base)))[0] == 200
+        await transport.close()
+
+    assert most == 2
+    assert sum(isinstance(answer, asyncio.CancelledError) for answer in answers) == 5
+    assert all(answer[0] == 200 for answer in answers if isinstance(answer, tuple))
+
+
+async def test_waiting_for_a_connection_has_an_end() -> None:
+    """The time to connect covers it, and the place in the line is given up."""
+    async with serving(scripted(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", OK[-5:])) as base:
+        transport = Http1Transport(max_connections=1)
+        held = await transport.send(a_request(base))
+        timeouts = Timeouts(connect_seconds=1, first_byte_seconds=5, idle_seconds=5)
+        with pytest.raises(TransportError, match="pool_timeout"):
+            await transport.send(a_request(base, timeouts=timeouts))
+        held.abort()
+        (await transport.send(a_request(base))).abort()
+        await transport.close()
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        pytest.param((b"HTTP/1.1 200 OK\r\nX: ", b"y" * 10_000), id="head"),
+        pytest.param((b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 400), id="interim-answers"),
+        pytest.param(
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: ", b"y" * 10_000), id="trailer"
+        ),
+    ],
+)
+async def test_what_is_no_body_is_bounded(endless: tuple[bytes, bytes]) -> None:
+    """An upstream that never comes to the point is given up before it fills the memory."""
+    begin, more = endless
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(begin)
+        while True:
+            writer.write(more)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    async with serving(handler) as base:
+        transport = Http1Transport()
+        async with asyncio.timeout(10):
+            with pytest.raises(TransportError, match="malformed_response"):
+                await exchange(transport, a_request(base))
+        await transport.close()
+
+
+@pytest.mark.parametrize("mark", [b"\r", b"\n", b"\0", b"\x7f", b"\x01"])
+async def test_no_control_character_comes_in_by_a_field(mark: bytes) -> None:
+    """Fields are passed on as they came, so that what could end a line must not have come."""
+    for field in (b"X: a%bb", b"X%b: a", b"X: a\r\n%bEvil: 1"):
+        async with serving(scripted(b"HTTP/1.1 200 OK\r\n" + field % mark + b"\r\nContent-Length: 0\r\n\r\n")) as base:
+            transport = Http1Transport()
+            try:
+                _, fields, _ = await exchange(transport, a_request(base))
+            except TransportError:
+                fields = []
+            await transport.close()
+            assert not [value for _, value in fields if set(value) & set("\r\n\0")]

@@ -240,3 +240,19 @@ async def test_an_idle_connection_is_closed_in_the_end() -> None:
         connection._process_keepalive()
         assert await reader.read() == b""
         writer.close()
+
+
+@pytest.mark.parametrize("mark", [b"\r", b"\n", b"\0", b"\x7f", b"\x01"])
+async def test_no_control_character_comes_in_by_a_field(mark: bytes) -> None:
+    """Fields are passed on as they came, so that what could end a line must not have come."""
+    seen: list[bytes] = []
+
+    async def look(request: web.BaseRequest) -> web.StreamResponse:
+        seen.extend(part for field in request.raw_headers for part in field)
+        return await echo(request)
+
+    async with serving(look) as (port, _):
+        for field in (b"X: a%bb", b"X%b: a", b"X: a\r\n%bEvil: 1"):
+            head = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + field % mark
+            await talk(port, head + b"\r\n\r\n")
+    assert not [part for part in seen if set(part) & set(b"\r\n\0")]
