@@ -26,6 +26,8 @@ Json = dict[str, Any]
 RESTART_SECONDS: Final = 5.0
 EXIT_SECONDS: Final = 3.0
 RETRY_SECONDS: Final = 1.0
+# Left to itself kopf makes one up from the user's name, and the user of the image, like any on OpenShift, has none.
+_IDENTITY: Final = "sluice-operator"
 
 _log = structlog.get_logger()
 
@@ -152,13 +154,14 @@ class Watches:
                     kopf.operator(
                         registry=self._registry(home),
                         settings=kopf_settings(),
+                        identity=_IDENTITY,  # type: ignore[arg-type]  # a str by a name that kopf does not export
                         clusterwide=True,
                         standalone=True,
                         stop_flag=self._stop,
                     )
                 )
             except Exception as error:  # noqa: BLE001 -- the root of the thread: told, and started anew
-                _log.warning("watches_ended", error=type(error).__name__)
+                _log.warning("watches_ended", error=type(error).__name__, exc_info=True)
                 home.call_soon_threadsafe(self._observer.lose_watches)
             self._stop.wait(RESTART_SECONDS)
 

@@ -75,6 +75,19 @@ async def test_an_edit_is_published_by_its_watch_event(configuration, api, team)
     assert api.object(LEASES, "sluice-operator", "sluice-system")["spec"]["holderIdentity"] == ""
 
 
+async def test_a_user_without_a_name_watches_as_well(configuration, api, team, monkeypatch):
+    """In its image the operator runs under a number that no name belongs to; the watches work all the same."""
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    async with running(configuration):
+        await eventually(lambda: len(api.watchers) == 6)
+
+
 async def test_watches_that_were_cut_for_too_long_are_taken_up_again(configuration, api, team):
     """After 410 the watch lists anew; what was deleted meanwhile is missed by it and found by the next listing."""
     async with running(configuration, resync_seconds=1.0) as operator:
