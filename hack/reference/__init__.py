@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from reference import commands, environment, faults, metrics, records, resources, tables
+from reference import commands, dashboard, environment, faults, metrics, records, resources, tables
 from sluice_core.api import crd
 
 PAGES: Mapping[str, Callable[[], str]] = {
@@ -20,5 +20,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/reference/prices.md": tables.prices_page,
     "docs/reference/reasons.md": tables.reasons_page,
     "docs/reference/states.md": tables.states_page,
+    # beside the pages: helm packages nothing from outside of the chart
+    "charts/sluice/files/dashboards/sluice.json": dashboard.text,
 }
 """Path within the repository, and the function that makes the page's text."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
@@ -12,9 +13,14 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from reference.markdown import code, table
 from reference.markdown import page as whole_page
+from sluice_core.spending import Spending
+from sluice_operator.alerts import AlertCalls
+from sluice_operator.budgets import Budgets
+from sluice_operator.events import Events
 from sluice_operator.injector_server import InjectorMetrics
 from sluice_operator.metrics import Metrics as OperatorMetrics
-from sluice_operator.resource_metrics import ResourceMetrics
+from sluice_operator.resource_metrics import BudgetMetrics, ResourceMetrics
+from sluice_operator.spend_store import SpendStore
 from sluice_operator.world import World
 from sluice_sidecar.governor import Governor
 from sluice_sidecar.report import readings
@@ -29,7 +35,11 @@ Row = tuple[str, str, str, str]
 def page() -> str:
     """Return the page."""
     governor = Governor(Settings(), time.monotonic, RecordWriter(io.BytesIO()))
-    operator = [*_registered(OperatorMetrics().registry), *_families(ResourceMetrics(World(), lambda: True).collect())]
+    operator = [
+        *_registered(OperatorMetrics().registry),
+        *_families(ResourceMetrics(World(), lambda: True).collect()),
+        *_families(BudgetMetrics(_budgets()).collect()),
+    ]
     return whole_page(
         "Metrics",
         "Names as they are scraped. Histograms also have `_bucket`, `_sum` and `_count`. The standard `process_*` "
@@ -42,6 +52,13 @@ def page() -> str:
         "## Injector",
         table(_HEADER, _registered(InjectorMetrics().registry)),
     )
+
+
+def _budgets() -> Budgets:
+    """Return the bookkeeping of a process that speaks to nobody."""
+    nobody: Any = None
+    store, events = SpendStore(nobody, "", clock=time.monotonic), Events(nobody, identity="", wall=time.time)
+    return Budgets(lambda: Spending(known=True), store, World(), events, AlertCalls(), wall=time.time)
 
 
 def _row(name: str, type_: str, labels: Iterable[str], text: str) -> Row:

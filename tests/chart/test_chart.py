@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .rendering import CHART, NAMESPACE, ROOT, Json, Schema, find, helm, pod_spe
 
 MINIMAL: Json = {}
 ZONES = {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "ScheduleAnyway"}
-WHOLE = frozenset({"resources", "podSecurityContext", "containerSecurityContext"})
+WHOLE = frozenset({"resources", "podSecurityContext", "containerSecurityContext", "labels"})
 """Values that are handed on as they are, whatever is in them."""
 EVERYTHING: Json = {
     "imagePullSecrets": ["registry"],
@@ -57,6 +58,7 @@ EVERYTHING: Json = {
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
         "podMonitor": {"enabled": True},
         "prometheusRule": {"enabled": True, "dailyTokens": 5_000_000},
+        "dashboard": {"enabled": True, "annotations": {"folder": "platform"}},
     },
     "networkPolicy": {
         "enabled": True,
@@ -505,14 +507,57 @@ def test_the_secret_of_the_certificates_is_left_alone_by_upgrades() -> None:
     assert "data" not in find(render(), "Secret", "sluice-certificates")
 
 
-def test_alerts_ask_for_metrics_that_exist() -> None:
-    """Each metric of an alert is one that sidecar, operator or injector exposes under that very name."""
-    groups = find(render(EVERYTHING), "PrometheusRule", "sluice")["spec"]["groups"]
-    source = "".join(path.read_text() for folder in ("sidecar", "operator") for path in (ROOT / folder).rglob("*.py"))
-    for rule in (rule for group in groups for rule in group["rules"]):
-        for metric in re.findall(r"\bsluice_[a-z_]+", rule["expr"]):
-            name = re.sub(r"_(total|bucket)$", "", metric)
-            assert f'"{name}"' in source or f'"{metric}"' in source, f"{rule['alert']}: {metric}"
+def _families() -> dict[str, set[str]]:
+    """Return all metrics of the generated reference, with the labels of each."""
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    found: dict[str, set[str]] = {}
+    for name, type_, labels in re.findall(r"^\| `(sluice_\w+)` \| (\w+) \| ([^|]*) \|", page, re.MULTILINE):
+        own = set(re.findall(r"`(\w+)`", labels))
+        found[name] = own
+        if type_ in ("histogram", "summary"):
+            found |= {f"{name}_sum": own, f"{name}_count": own}
+        if type_ == "histogram":
+            found[f"{name}_bucket"] = own | {"le"}
+    return found
+
+
+def _expressions() -> list[tuple[str, str]]:
+    """Return every query that the product ships, with where it stands."""
+    objects = render(EVERYTHING)
+    rules = [rule for group in find(objects, "PrometheusRule", "sluice")["spec"]["groups"] for rule in group["rules"]]
+    board = json.loads(find(objects, "ConfigMap", "sluice-dashboard")["data"]["sluice.json"])
+    panels = [panel for panel in board["panels"] if panel["type"] != "row"]
+    table = re.findall(r"^\| ([^|]+) \| (`.*`) \|$", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    return [
+        *((rule["alert"], rule["expr"]) for rule in rules),
+        *((panel["title"], target["expr"]) for panel in panels for target in panel["targets"]),
+        *table,
+    ]
+
+
+def test_queries_ask_for_metrics_and_labels_that_exist() -> None:
+    """Alerts, dashboard and documentation name metrics as they are scraped, and only labels that these have."""
+    families, asked = _families(), _expressions()
+    assert len(asked) > 40
+    for where, expression in asked:
+        names = set(re.findall(r"\bsluice_\w+", expression))
+        labels = {label for group in re.findall(r"by \(([^)]*)\)", expression) for label in group.split(", ")}
+        labels |= {label for group in re.findall(r"{([^}]*)}", expression) for label in re.findall(r"(\w+)[!=]", group)}
+        assert names, where
+        assert names <= set(families), (where, names - set(families))
+        assert labels <= {"le"}.union(*(families[name] for name in names)), (where, expression)
+
+
+def test_the_dashboard_can_be_found_and_imported() -> None:
+    """It has the label that Grafana looks for, one id for each panel, and no two panels in one place."""
+    stored = find(render(EVERYTHING), "ConfigMap", "sluice-dashboard")
+    panels = json.loads(stored["data"]["sluice.json"])["panels"]
+
+    assert stored["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert stored["metadata"]["annotations"] == {"folder": "platform"}
+    assert len({panel["id"] for panel in panels}) == len(panels) > 20
+    assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
+    assert not [item for item in render() if item["metadata"]["name"] == "sluice-dashboard"]
 
 
 @pytest.mark.parametrize(
@@ -524,8 +569,8 @@ def test_alerts_ask_for_metrics_that_exist() -> None:
         ({"sidecar": {"resources": {"cpuRequest": "much"}}}, "cpuRequest"),
         ({"metrics": {"prometheusRule": {"errorPercent": 0}}}, "errorPercent"),
         ({"certificates": {"issuer": "Vault"}}, "issuer"),
-        ({"operator": {"podLabels": {"app.kubernetes.io/name": "x"}}}, "podLabels"),
-        ({"operator": {"environment": {"not-a-name": "x"}}}, "environment"),
+        ({"operator": {"podLabels": {"app.kubernetes.io/name": "x"}}}, "app.kubernetes.io/name"),
+        ({"operator": {"environment": {"not-a-name": "x"}}}, "not-a-name"),
         ({"operator": {"topologySpreadConstraints": [{"maxSkew": 1}]}}, "topologySpreadConstraints"),
     ],
 )
