@@ -55,7 +55,10 @@ class Edits(Value, frozen=True, kw_only=True):
 
 
 class Editor:
-    """Edits, prepared once for all calls that they apply to: what they set is already encoded."""
+    """Edits, prepared once for all calls that they apply to: what they set is already encoded.
+
+    The model is given with the call: without one of its own, a target is sent whatever model was requested.
+    """
 
     __slots__ = (
         "_cap",
@@ -63,8 +66,6 @@ class Editor:
         "_changes_capped",
         "_developer",
         "_instructions",
-        "_model",
-        "_raw_model",
         "_system",
     )
 
@@ -79,15 +80,15 @@ class Editor:
             if not isinstance(asked, int) or asked > cap:
                 self._changes_capped = self._changes | {limit: Raw(_encode(cap))}
         self._cap = cap if limit is None else None
-        self._model = edits.model
-        self._raw_model = Raw(_encode(edits.model))
         text = edits.instructions
         self._instructions = None if text is None else Raw(_encode(text))
         self._system = _lead("system", text)
         self._developer = _lead("developer", text)
 
-    def rewrite(self, endpoint: Endpoint, body: bytes, facts: RequestFacts, *, include_usage: bool) -> bytes:
-        """Return the body with the edits made; the same object if nothing changes.
+    def rewrite(
+        self, endpoint: Endpoint, body: bytes, facts: RequestFacts, *, model: str | None, include_usage: bool
+    ) -> bytes:
+        """Return the body with the edits made and the model set, if one is given; the same object if nothing changes.
 
         `facts` are those that `peek` read from this very body. `include_usage` asks a stream of chat or legacy
         completions to report usage; it has no effect on other calls.
@@ -96,7 +97,7 @@ class Editor:
             BadRequestError: the body is no JSON object in UTF-8.
         """
         usage = include_usage and facts.usage_on_request and not facts.include_usage
-        changes = self._changes_for(endpoint, facts)
+        changes = self._changes_for(endpoint, facts, model)
         if not changes and self._instructions is None:
             if not usage:
                 return body
@@ -104,17 +105,17 @@ class Editor:
                 return _append(body, b'"stream_options":{"include_usage":true}')
         return self._replace(endpoint, body, changes, usage=usage)
 
-    def _changes_for(self, endpoint: Endpoint, facts: RequestFacts) -> dict[str, Raw]:
+    def _changes_for(self, endpoint: Endpoint, facts: RequestFacts, model: str | None) -> dict[str, Raw]:
         """Return the plain members to set, encoded."""
         limited = endpoint in _DEFAULT_LIMIT_MEMBER
         changes = self._changes_capped if limited else self._changes
-        model, cap = self._model, self._cap
+        cap = self._cap
         sets_model = model is not None and model != facts.model
         lowers = cap is not None and limited and (facts.max_output_tokens is None or facts.max_output_tokens > cap)
         if sets_model or lowers:
             changes = dict(changes)
             if sets_model:
-                changes["model"] = self._raw_model
+                changes["model"] = Raw(_encode(model))
             if lowers:
                 changes[facts.output_limit_field or _DEFAULT_LIMIT_MEMBER[endpoint]] = Raw(_encode(cap))
         return changes
@@ -175,7 +176,7 @@ def _lead(role: str, text: str | None) -> list[Raw]:
 
 def rewrite(endpoint: Endpoint, body: bytes, facts: RequestFacts, edits: Edits) -> bytes:
     """Return the body with the edits made; a server keeps an `Editor` instead of preparing them for each call."""
-    return Editor(edits).rewrite(endpoint, body, facts, include_usage=edits.include_usage)
+    return Editor(edits).rewrite(endpoint, body, facts, model=edits.model, include_usage=edits.include_usage)
 
 
 def _append(body: bytes, member: bytes) -> bytes:

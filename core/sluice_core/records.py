@@ -10,6 +10,11 @@ from sluice_core.api.quotaallocation import Mode, Priority
 from sluice_core.usage import Usage
 
 
+def milliseconds(seconds: float) -> float:
+    """Return a time as it stands in records: milliseconds, to the microsecond."""
+    return int(seconds * 1_000_000 + 0.5) / 1000
+
+
 class Outcome(StrEnum):
     """How an attempt or a call ended. One vocabulary for breaker, retry rules, metrics and the canary's judge."""
 

@@ -228,8 +228,11 @@ def deadline_seconds(total_seconds: float, headers: Mapping[str, str]) -> float:
 
     The SDKs name theirs in `x-stainless-read-timeout`: later than that, nobody is there to read the answer.
     """
+    text = headers.get("x-stainless-read-timeout")
+    if text is None:
+        return total_seconds
     try:
-        patience = float(headers.get("x-stainless-read-timeout", ""))
+        patience = float(text)
     except ValueError:
         return total_seconds
     return min(total_seconds, patience) if patience > 0 else total_seconds

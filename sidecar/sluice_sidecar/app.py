@@ -14,6 +14,7 @@ from sluice_core.classify import Failure
 from sluice_core.errors import Refusal, RefusalCode, refuse
 from sluice_core.records import Outcome
 from sluice_core.request import endpoint_of, generates
+from sluice_core.retry import deadline_seconds
 from sluice_sidecar import feedback
 from sluice_sidecar.attempt import Opaque, Stream, Whole
 from sluice_sidecar.call import Call
@@ -26,7 +27,7 @@ from sluice_sidecar.intake import identify, read
 from sluice_sidecar.realtime import serve_websocket
 from sluice_sidecar.relay import relay_opaque, relay_stream, relay_whole
 from sluice_sidecar.settle import price, settle
-from sluice_sidecar.steering import Candidate, steer
+from sluice_sidecar.steering import Candidates
 from sluice_sidecar.target import BadTargetError, parse
 from sluice_sidecar.websocket import is_websocket
 
@@ -61,7 +62,7 @@ class Proxy:
             self._tasks.discard(task)
 
     async def _serve(self, call: Call, request: web.BaseRequest) -> web.StreamResponse:
-        candidates: list[Candidate] | None = None
+        candidates: Candidates | None = None
         try:
             await read(call, request)  # 1. what a decision needs, and no more
             identify(call)  # 2. which trace, since when
@@ -81,7 +82,7 @@ class Proxy:
         await (self._outlive_client(call, work) if call.drains else work)
         return call.downstream.reply
 
-    async def _fulfil(self, call: Call, candidates: list[Candidate]) -> None:
+    async def _fulfil(self, call: Call, candidates: Candidates) -> None:
         try:
             answer = await self._guard.answer(call, candidates)  # 4. + 5. admitted, guarded, repeated by rule
             await self._relay(call, answer)  # 6. bytes as they come
@@ -115,32 +116,32 @@ class Proxy:
         if target is None:
             await self._own_page(request, downstream)
             return None
-        call = Call(
+        return Call(
             method=request.method,
             target=target,
             endpoint=endpoint_of(request.method, target.plain),
+            generating=generates(request.method, target.plain),
             fields=RequestFields(request.raw_headers),
             downstream=downstream,
             clock=self._governor.clock,
         )
-        call.generating = generates(request.method, target.plain)
-        return call
 
     def _enter(self) -> None:
         self._governor.in_flight += 1
         self._idle.clear()
 
-    def _route(self, call: Call) -> list[Candidate]:
+    def _route(self, call: Call) -> Candidates:
         view = self._governor.view()
         if view is None:
             raise RefusedError(
                 refuse(RefusalCode.NOT_CONFIGURED, "No policy has been read yet.", retry_after_seconds=1.0)
             )
-        call.policy = view.policy
-        candidates = steer(call, view.router, self._governor.pinned_arm(call))
+        call.namespace = view.policy.namespace
+        candidates = view.steering.steer(call, self._governor.pinned_arm(call))
         if call.keeps_authorization:
             call.fields.keep_authorization()
-        self._governor.set_deadlines(call, candidates)
+        call.deadline = call.started + call.total_seconds
+        call.answer_deadline = call.started + deadline_seconds(call.total_seconds, call.fields.first)
         return candidates
 
     async def _relay(self, call: Call, answer: Granted | Static) -> None:
@@ -212,7 +213,7 @@ class Proxy:
                 task.cancel()
             raise
 
-    async def _websocket(self, call: Call, request: web.BaseRequest, candidates: list[Candidate]) -> web.StreamResponse:
+    async def _websocket(self, call: Call, request: web.BaseRequest, candidates: Candidates) -> web.StreamResponse:
         try:
             return await serve_websocket(call, request, candidates[0], self._guard)
         except RefusedError as refused:

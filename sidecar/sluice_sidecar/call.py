@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import lru_cache
 
-from sluice_core.api.modelroute import Authorization, Endpoint, OnClientDisconnect
-from sluice_core.records import Attempt, CallRecord, Outcome
+from sluice_core.api.modelroute import Endpoint
+from sluice_core.api.quotaallocation import Budget
+from sluice_core.records import Attempt, CallRecord, Outcome, milliseconds
 from sluice_core.request import RequestFacts
-from sluice_core.selection import PodPolicy
+from sluice_core.retry import client_retry
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, RulePolicy
 from sluice_core.split import Assignment
 from sluice_core.usage import Usage
@@ -17,8 +19,11 @@ from sluice_sidecar.downstream import Downstream
 from sluice_sidecar.headers import RequestFields
 from sluice_sidecar.target import Target
 
+LONGEST_REMEMBERED_KEY = 256
 MAX_HASHED_BYTES = 256 * 1024
 """Bodies up to this size get a hash in their record; beyond it hashing would hold up other calls."""
+
+_NO_BUDGETS: Mapping[str, Budget] = {}
 
 
 def new_call_id() -> str:
@@ -28,11 +33,25 @@ def new_call_id() -> str:
 
 def user_hash(namespace: str, key: str) -> str:
     """Return what stands for a user in records and limits: enough to tell users apart, too little to name them."""
+    if len(key) <= LONGEST_REMEMBERED_KEY:
+        return _remembered_hash(namespace, key)
+    return _hash(namespace, key)
+
+
+def _hash(namespace: str, key: str) -> str:
     return hashlib.sha256(f"sluice\0{namespace}\0{key}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
+_remembered_hash = lru_cache(maxsize=4096)(_hash)  # users come back
+
+
 class Call:
-    """One call. Each stage of the pipeline fills in its part; `record` says it all at the end."""
+    """One call. Each stage of the pipeline fills in its part; `record` says it all at the end.
+
+    `reads` tells that the answer is looked into: where something was generated, or a response is fetched;
+    `keeps_authorization` that the application's own key goes upstream; `drains` that the upstream's answer is read to
+    its end when the application has gone; `client_retry` which retry of its own the application's SDK says this is.
+    """
 
     __slots__ = (
         "abandoned",
@@ -44,11 +63,14 @@ class Call:
         "body",
         "body_length",
         "body_stream",
+        "budgets",
+        "client_retry",
         "clock",
         "cost_usd_micros",
         "deadline",
         "degraded",
         "downstream",
+        "drains",
         "endpoint",
         "error_code",
         "estimated_input_tokens",
@@ -59,13 +81,15 @@ class Call:
         "first_token_at",
         "generating",
         "id",
+        "keeps_authorization",
         "method",
         "model",
+        "namespace",
         "opaque_body",
         "outcome",
-        "policy",
         "queue_seconds",
         "quota",
+        "reads",
         "refused_by",
         "request_bytes",
         "reserved_tokens",
@@ -82,6 +106,7 @@ class Call:
         "streamed_deltas",
         "target",
         "target_name",
+        "total_seconds",
         "traceparent",
         "unix_time",
         "upstream",
@@ -100,6 +125,7 @@ class Call:
         method: str,
         target: Target,
         endpoint: Endpoint,
+        generating: bool,
         fields: RequestFields,
         downstream: Downstream,
         clock: Callable[[], float],
@@ -112,7 +138,9 @@ class Call:
         self.fields = fields
         self.downstream = downstream
         self.facts = RequestFacts(endpoint=endpoint)
-        self.generating = False
+        self.generating = generating
+        self.reads = generating or endpoint is Endpoint.RESPONSES
+        self.client_retry = client_retry(fields.first)
         self.body: bytes | None = None
         self.shrunk: bytes | None = None
         self.body_stream: AsyncIterator[bytes] | None = None
@@ -124,16 +152,20 @@ class Call:
         self.deadline = 0.0
         self.answer_deadline = 0.0
         self.traceparent = ""
-        self.policy: PodPolicy | None = None
+        self.namespace = ""
         self.user: str | None = None
         self.user_class: str | None = None
         self.route_key: str | None = None
         self.rule: RulePolicy | None = None
         self.target_name: str | None = None
+        self.keeps_authorization = False
+        self.drains = False
+        self.total_seconds = 0.0
         self.assignment: Assignment | None = None
         self.arm_outcome: Outcome | None = None
         self.quota: QuotaPolicy | None = None
         self.allocation: AllocationPolicy | None = None
+        self.budgets: Mapping[str, Budget] = _NO_BUDGETS
         self.degraded = False
         self.queue_seconds = 0.0
         self.sent = False
@@ -163,26 +195,6 @@ class Call:
         self.response_status: str | None = None
 
     @property
-    def keeps_authorization(self) -> bool:
-        """Tell whether the application's own key goes upstream."""
-        return self.rule is not None and self.rule.authorization is Authorization.APPLICATION
-
-    @property
-    def drains(self) -> bool:
-        """Tell whether the upstream's answer is read to its end when the application has gone."""
-        return self.rule is not None and self.rule.on_client_disconnect is OnClientDisconnect.DRAIN
-
-    @property
-    def namespace(self) -> str:
-        """Return the namespace of the policy that applies."""
-        return self.policy.namespace if self.policy is not None else ""
-
-    @property
-    def reads(self) -> bool:
-        """Tell whether the answer is looked into: where something was generated, or a response is fetched."""
-        return self.generating or self.endpoint is Endpoint.RESPONSES
-
-    @property
     def replayable(self) -> bool:
         """Tell whether the request can be sent a second time."""
         return self.body_stream is None
@@ -192,16 +204,11 @@ class Call:
         """Return the rule that applies, as refusals name it."""
         return f"{self.route_key}/{self.rule.name}" if self.rule is not None else ""
 
-    def client_retry(self) -> int:
-        """Return which retry of its own the application's SDK says this is."""
-        text = self.fields.first.get("x-stainless-retry-count", "")
-        return min(int(text), 1000) if text.isascii() and text.isdigit() else 0
-
     def record(self) -> CallRecord:
         """Return the decision record, at the end of the call."""
-        facts, assignment, rule = self.facts, self.assignment, self.rule
+        facts, assignment, rule, allocation = self.facts, self.assignment, self.rule, self.allocation
         split = rule.split if rule is not None else None
-        last = self.attempts[-1] if self.attempts else None
+        first_token_at = self.first_token_at
         return CallRecord(
             call_id=self.id,
             time=self.unix_time,
@@ -217,11 +224,11 @@ class Call:
             rule=rule.name if rule is not None else None,
             target=self.target_name,
             upstream=self.upstream,
-            credential=last.credential if last is not None else None,
+            credential=self.attempts[-1].credential if self.attempts else None,
             quota=self.quota.key if self.quota is not None else None,
-            allocation=self.allocation.name if self.allocation is not None else None,
-            priority=self.allocation.priority if self.allocation is not None else None,
-            mode=self.allocation.mode if self.allocation is not None else None,
+            allocation=allocation.name if allocation is not None else None,
+            priority=allocation.priority if allocation is not None else None,
+            mode=allocation.mode if allocation is not None else None,
             user_hash=self.user,
             user_class=self.user_class,
             split=split.key if split is not None else None,
@@ -238,11 +245,11 @@ class Call:
             attempts=tuple(self.attempts),
             fallback=self.fallback,
             degraded=self.degraded,
-            client_retry=self.client_retry(),
-            queue_ms=_milliseconds(self.queue_seconds),
-            duration_ms=_milliseconds(self.clock() - self.started),
-            first_token_ms=_milliseconds(self.first_token_at - self.started) if self.first_token_at else None,
-            upstream_ms=_milliseconds(self.upstream_seconds),
+            client_retry=self.client_retry,
+            queue_ms=milliseconds(self.queue_seconds) if self.queue_seconds else 0.0,
+            duration_ms=milliseconds(self.clock() - self.started),
+            first_token_ms=milliseconds(first_token_at - self.started) if first_token_at else None,
+            upstream_ms=milliseconds(self.upstream_seconds),
             reserved_tokens=self.reserved_tokens,
             usage=self.usage,
             usage_estimated=self.usage_estimated,
@@ -259,10 +266,6 @@ class Call:
 
 def _bounded(text: str | None) -> str | None:
     return text if text is None or len(text) <= 128 else text[:128]
-
-
-def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1000, 3)
 
 
 def _digest(body: bytes | None) -> str | None:

@@ -17,10 +17,8 @@ from sluice_core.limits.accounts import budgets_of
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.estimate import Estimator
 from sluice_core.records import CallRecord, Outcome
-from sluice_core.retry import deadline_seconds
 from sluice_core.rollout.counts import ArmCounter
 from sluice_core.rollout.outcomes import outcome_for_arm
-from sluice_core.routing import Router
 from sluice_core.selection import PodPolicy, select
 from sluice_core.snapshot import RoutePolicy, RulePolicy, Snapshot, TargetPolicy, UpstreamPolicy
 from sluice_core.split import Arm
@@ -35,7 +33,7 @@ from sluice_sidecar.gate import Gate
 from sluice_sidecar.pacing import Pacing
 from sluice_sidecar.report import build_report, readings
 from sluice_sidecar.settings import Settings, WhenUnconfigured
-from sluice_sidecar.steering import Candidate
+from sluice_sidecar.steering import Steering
 from sluice_sidecar.store.stores import Stores
 from sluice_sidecar.sync import SyncChannel
 from sluice_sidecar.telemetry.metrics import Metrics, StateCollector
@@ -72,7 +70,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """What one call sees of the policy: read once, so that a swap in mid-call changes nothing for it."""
 
     policy: PodPolicy
-    router: Router
+    steering: Steering
 
 
 class Governor:
@@ -171,7 +169,7 @@ class Governor:
         self.stores.configure(policy)
         self.metrics.know_models(_models_named(policy))
         self._forget_counters(policy)
-        self._view = View(policy=policy, router=Router(policy))
+        self._view = View(policy=policy, steering=Steering(policy))
         self.reloads += 1
         log.info("policy in force", revision=policy.revision, routes=len(policy.routes), upstreams=len(self.upstreams))
 
@@ -197,13 +195,6 @@ class Governor:
 
     # --- calls
 
-    def set_deadlines(self, call: Call, candidates: list[Candidate]) -> None:
-        """Set until when the call may take: its answer to begin, and as a whole."""
-        upstream = self.upstreams.get(candidates[0].upstream)
-        total = float(upstream.policy.timeouts.total_seconds) if upstream is not None else 60.0
-        call.deadline = call.started + total
-        call.answer_deadline = call.started + deadline_seconds(total, call.fields.first)
-
     def pinned_arm(self, call: Call) -> Arm | None:
         """Return the arm of the conversation that this call continues."""
         return self.memory.arm_of(call.facts.previous_response_id, call.facts.conversation)
@@ -215,9 +206,8 @@ class Governor:
         if call.usage is not None and record.outcome is Outcome.SUCCESS and not call.usage_estimated:
             self.estimator.learn(call.facts, call.model, call.usage)
         if record.cost_usd_micros:
-            budgets = budgets_of(call.quota, call.allocation)
-            if budgets:
-                self.spends.charge(budgets, record.cost_usd_micros, call.unix_time)
+            if call.budgets:
+                self.spends.charge(call.budgets, record.cost_usd_micros, call.unix_time)
         elif record.usage is not None and record.cost_usd_micros is None and record.quota and record.allocation:
             place = (record.quota, record.allocation)
             self.unpriced[place] = (self.unpriced.get(place, (0, ""))[0] + 1, record.served_model or record.model or "")

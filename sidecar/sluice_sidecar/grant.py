@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sluice_core.classify import Failure
 from sluice_core.limits.decisions import Reservation
-from sluice_core.records import Attempt, Outcome
+from sluice_core.records import Attempt, Outcome, milliseconds
 from sluice_core.usage import Usage
 from sluice_sidecar.breakers import Breakers, Pass
 from sluice_sidecar.call import Call
@@ -108,7 +108,7 @@ class Grant:
                 status=status,
                 code=code,
                 outcome=outcome,
-                duration_ms=round(seconds * 1000, 3),
+                duration_ms=milliseconds(seconds),
                 fallback=self._fallback,
             )
         )

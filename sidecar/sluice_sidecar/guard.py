@@ -14,7 +14,6 @@ import msgspec
 from sluice_core.breaker import Rejected
 from sluice_core.classify import Failure
 from sluice_core.errors import RefusalCode, refuse
-from sluice_core.limits.admission import Account
 from sluice_core.limits.decisions import Ask, Refused
 from sluice_core.records import Outcome
 from sluice_core.retry import (
@@ -27,14 +26,7 @@ from sluice_core.retry import (
     Step,
     next_step,
 )
-from sluice_sidecar.admit import (
-    ask_for,
-    check_input,
-    name_account,
-    priority_of,
-    refusal_of,
-    wait_deadline,
-)
+from sluice_sidecar.admit import ask_for, check_input, name_account, refusal_of
 from sluice_sidecar.attempt import Failed, Opaque, Result, Stream, Whole, attempt
 from sluice_sidecar.breakers import Pass
 from sluice_sidecar.call import Call
@@ -45,11 +37,12 @@ from sluice_sidecar.governor import Governor
 from sluice_sidecar.grant import Grant
 from sluice_sidecar.journey import Journey, next_fallback
 from sluice_sidecar.order import order_for
+from sluice_sidecar.plan import Plan, degraded_plan, plan_for, smaller
 from sluice_sidecar.refusals import circuit_open, no_credential
 from sluice_sidecar.relay import TOO_LATE
 from sluice_sidecar.spent import affordable, degradation
 from sluice_sidecar.static_answer import static_answer
-from sluice_sidecar.steering import Candidate
+from sluice_sidecar.steering import Candidate, Candidates
 from sluice_sidecar.upstream import NO_KEY, Key, Upstream
 
 _OPENS_FALLBACKS = frozenset({RefusalCode.CIRCUIT_OPEN, RefusalCode.NO_CREDENTIAL, RefusalCode.NO_ROUTE})
@@ -80,17 +73,19 @@ class Guard:
         self._governor = governor
         self._deadlines = Deadlines()
         self._gate = governor.gate
+        self._admission = governor.admission
         self._breakers = governor.breakers
         self._estimator = governor.estimator
         self._pacing = governor.pacing
 
-    async def answer(self, call: Call, candidates: list[Candidate]) -> Granted | Static:
+    async def answer(self, call: Call, candidates: Candidates) -> Granted | Static:
         """Return the first answer worth showing.
 
         Raises:
             RefusedError: there is none, and the upstream said nothing that could be passed on.
         """
-        candidates = affordable(call, self._gate.admission, candidates)
+        if self._admission.anything_spent:
+            candidates = self._affordable(call, candidates)
         journey = Journey(call)
         for position, candidate in enumerate(candidates):
             journey.next_fallback = next_fallback(candidates, position)
@@ -114,8 +109,10 @@ class Guard:
         upstream = self._governor.upstreams.get(candidate.upstream)
         if upstream is None:
             raise _gone()
-        affordable(call, self._gate.admission, [candidate])
-        return await self._admit(call, self._plan(call, candidate, upstream, first=True), set())
+        self._affordable(call, (candidate,))
+        plan = self._plan(call, candidate, upstream)
+        ask = self._ask(call, plan, first=True)
+        return await self._admit(call, plan, ask, set())
 
     async def _try(self, journey: Journey, candidate: Candidate) -> Granted | None:
         """Try one candidate as often as the rules allow; None if the next one is to be tried, or none."""
@@ -124,15 +121,16 @@ class Guard:
         if upstream is None:
             journey.refused(_gone())
             return None
-        plan = self._plan(call, candidate, upstream, first=journey.attempts == 0)
+        plan = self._plan(call, candidate, upstream)
         tried: set[str | None] = set()
         upstream.in_use += 1  # its connections stay open between two attempts, even if the policy drops it meanwhile
         try:
+            ask = self._ask(call, plan, first=journey.attempts == 0)
             while True:
-                grant = await self._admit(call, plan, tried)
+                grant = await self._admit(call, plan, ask, tried)
                 tried.add(grant.key.name)
                 result = await self._attempt(call, plan, grant)
-                self._note_pace(call, plan, grant, result)
+                self._note_pace(grant, result)
                 if not isinstance(result, Failed):
                     return Granted(result=result, grant=grant)
                 step = self._after(journey, plan, result.failure, tried)
@@ -169,41 +167,55 @@ class Guard:
             case _:
                 assert_never(step)
 
-    def _plan(self, call: Call, candidate: Candidate, upstream: Upstream, *, first: bool) -> _Plan:
-        """Settle what is sent to this candidate: model, caps, and what it is estimated to use."""
-        account = self._gate.admission.account(upstream.policy.key)
-        name_account(call, account)
-        limit = call.rule.limits.max_output_tokens if call.rule is not None else None
-        model = candidate.model or call.facts.model
-        if (cheaper := degradation(call, self._gate.admission, upstream.policy.key)) is not None:
+    def _affordable(self, call: Call, candidates: Candidates) -> Candidates:
+        upstream = self._governor.upstreams.get(candidates[0].upstream)
+        if upstream is not None:
+            self._name_account(call, candidates[0], upstream)
+        return affordable(call, self._admission, candidates)
+
+    def _name_account(self, call: Call, candidate: Candidate, upstream: Upstream) -> Plan:
+        plan = plan_for(candidate, upstream, self._admission.account(candidate.upstream))
+        name_account(call, plan)
+        return plan
+
+    def _plan(self, call: Call, candidate: Candidate, upstream: Upstream) -> Plan:
+        """Settle how this candidate is tried, and note whose limits apply."""
+        plan = self._name_account(call, candidate, upstream)
+        call.upstream, call.model = plan.key, candidate.model or call.facts.model
+        if self._admission.anything_spent and (cheaper := degradation(call, self._admission, plan.key)) is not None:
             call.degraded = True
-            model = cheaper.model or model
-            limit = _smaller(limit, cheaper.max_output_tokens)
-        estimate = self._estimator.estimate(call.facts, model, _smaller(limit, call.facts.max_output_tokens))
+            call.model = cheaper.model or call.model
+            plan = degraded_plan(plan, cheaper.max_output_tokens)
+        return plan
+
+    def _ask(self, call: Call, plan: Plan, *, first: bool) -> Ask:
+        """Return what an attempt asks of the limits, by estimate.
+
+        Raises:
+            RefusedError: the input is longer than the rule allows.
+        """
+        facts = call.facts
+        estimate = self._estimator.estimate(facts, call.model, smaller(plan.max_output_tokens, facts.max_output_tokens))
         if first:
-            check_input(call, estimate)
-            upstream.retry_budget.count_call(call.clock())
-        call.upstream, call.model = upstream.policy.key, model
+            check_input(call, plan, estimate)
+            plan.upstream.retry_budget.count_call(call.clock())
         call.reserved_tokens, call.estimated_input_tokens = estimate.tokens, estimate.input_tokens
-        ask = ask_for(call, upstream, model, estimate) if call.generating else Ask()
-        return _Plan(
-            candidate=candidate, upstream=upstream, account=account, model=model, max_output_tokens=limit, ask=ask
-        )
+        return ask_for(call, plan.upstream, estimate) if call.generating else Ask()
 
     # --- limits and breakers
 
-    async def _admit(self, call: Call, plan: _Plan, tried: set[str | None]) -> Grant:
+    async def _admit(self, call: Call, plan: Plan, ask: Ask, tried: set[str | None]) -> Grant:
         """Return what the next attempt needs, waiting in line if that may help.
 
         Raises:
             RefusedError: a limit, the breakers or missing keys forbid it.
         """
-        if plan.upstream.policy.key not in self._governor.upstreams:
+        if plan.key not in self._governor.upstreams:
             raise _gone()
         key, granted = self._leave(call, plan, tried)
-        rank = len(call.attempts) + call.client_retry()
-        deadline = wait_deadline(call, plan.account)
-        passed = self._gate.submit(plan.upstream.policy.key, plan.ask, priority_of(plan.account), rank, deadline)
+        retry = len(call.attempts) + call.client_retry
+        deadline = min(call.clock() + plan.max_wait_seconds, call.answer_deadline)
+        passed = self._gate.submit(plan.key, ask, plan.priority, retry, deadline)
         if isinstance(passed, int):
             self._breakers.cancel(granted, call.clock())  # a probe must not wait in line
             passed = await self._gate.wait(passed)
@@ -223,7 +235,7 @@ class Guard:
             call,
             plan.upstream,
             key,
-            plan.model,
+            call.model,
             granted,
             passed.reservation,
             breakers=self._breakers,
@@ -231,39 +243,32 @@ class Guard:
             fallback=plan.candidate.fallback,
         )
 
-    def _leave(self, call: Call, plan: _Plan, tried: set[str | None]) -> tuple[Key, Pass]:
+    def _leave(self, call: Call, plan: Plan, tried: set[str | None]) -> tuple[Key, Pass]:
         """Return the first key that the breakers let through; keys that this call has tried come last.
 
         Raises:
             RefusedError: there is none.
         """
-        upstream, now = plan.upstream, call.clock()
-        keys = (NO_KEY,) if call.keeps_authorization else upstream.keys
+        upstream, now = plan.key, call.clock()
+        keys = (NO_KEY,) if call.keeps_authorization else plan.upstream.keys
         if not keys:
-            raise RefusedError(no_credential(upstream.policy.key), Outcome.CREDENTIAL_ERROR)
+            raise RefusedError(no_credential(upstream), Outcome.CREDENTIAL_ERROR)
         earliest: float | None = None
         for key in sorted(keys, key=lambda key: key.name in tried) if tried else keys:
-            answer = self._breakers.allow(upstream.policy.key, plan.model, key.name, now)
+            answer = self._breakers.allow(upstream, call.model, key.name, now)
             if not isinstance(answer, Rejected):
                 return key, answer
             earliest = answer.until if earliest is None else min(earliest, answer.until)
-        call.refused_by = f"{upstream.policy.key}/breaker"
-        raise RefusedError(circuit_open(upstream.policy.key, (earliest or now) - now))
+        call.refused_by = f"{upstream}/breaker"
+        raise RefusedError(circuit_open(upstream, (earliest or now) - now))
 
     # --- one attempt and what follows
 
-    async def _attempt(self, call: Call, plan: _Plan, grant: Grant) -> Result:
+    async def _attempt(self, call: Call, plan: Plan, grant: Grant) -> Result:
         done = False
         call.sent = True
         try:
-            order = order_for(
-                call,
-                plan.upstream,
-                grant.key,
-                model=plan.model,
-                arm=plan.candidate.arm,
-                max_output_tokens=plan.max_output_tokens,
-            )
+            order = order_for(call, plan, grant.key)
             with self._deadlines.until(call.answer_deadline):
                 result = await attempt(plan.upstream.transport, order)
             done = True
@@ -275,19 +280,19 @@ class Guard:
             if not done:
                 grant.abandoned()
 
-    def _note_pace(self, call: Call, plan: _Plan, grant: Grant, result: Result) -> None:
-        upstream, now = plan.upstream.policy.key, call.clock()
+    def _note_pace(self, grant: Grant, result: Result) -> None:
+        upstream, model, now = grant.upstream.policy.key, grant.model, self._governor.clock()
         match result:
             case Failed(failure=failure):
                 if failure.outcome is Outcome.THROTTLED:
                     slow_down = failure.code == "slow_down"
-                    self._pacing.throttled(upstream, plan.model, grant.started, now, slow_down=slow_down)
+                    self._pacing.throttled(upstream, model, grant.started, now, slow_down=slow_down)
             case Whole(fields=fields):
-                self._pacing.answered(upstream, plan.model, fields, now)
+                self._pacing.answered(upstream, model, fields, now)
             case Stream(response=response) | Opaque(response=response):
-                self._pacing.answered(upstream, plan.model, response.fields, now)
+                self._pacing.answered(upstream, model, response.fields, now)
 
-    def _after(self, journey: Journey, plan: _Plan, failure: Failure, tried: set[str | None]) -> Step:
+    def _after(self, journey: Journey, plan: Plan, failure: Failure, tried: set[str | None]) -> Step:
         call = journey.call
         journey.attempts += 1
         if not call.replayable:
@@ -307,17 +312,6 @@ class Guard:
         return next_step(failure, situation, upstream.policy.retry, upstream.retry_budget, draw, call.clock())
 
 
-class _Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is sent to one candidate, whichever attempt it is."""
-
-    candidate: Candidate
-    upstream: Upstream
-    account: Account
-    model: str | None
-    max_output_tokens: int | None
-    ask: Ask
-
-
 def _gone() -> RefusedError:
     return RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule names an upstream that is gone."))
 
@@ -333,7 +327,3 @@ def _static(call: Call, candidate: Candidate) -> Static | None:
         include_usage=call.facts.include_usage,
     )
     return Static(content_type=answer[0], body=answer[1]) if answer is not None and call.generating else None
-
-
-def _smaller(first: int | None, second: int | None) -> int | None:
-    return second if first is None else first if second is None else min(first, second)

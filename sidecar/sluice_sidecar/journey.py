@@ -11,7 +11,7 @@ from sluice_sidecar.attempt import Failed
 from sluice_sidecar.call import Call
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.refusals import unanswered
-from sluice_sidecar.steering import Candidate
+from sluice_sidecar.steering import Candidates
 from sluice_sidecar.upstream import Upstream
 
 
@@ -62,7 +62,7 @@ class Journey:
         return self._last or RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule has nothing to try for this call."))
 
 
-def next_fallback(candidates: list[Candidate], position: int) -> NextFallback:
+def next_fallback(candidates: Candidates, position: int) -> NextFallback:
     """Return what kind of thing comes after the one at `position`."""
     if position + 1 >= len(candidates):
         return NextFallback.NONE

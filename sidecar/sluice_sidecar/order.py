@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from sluice_core.edits import Edits, rewrite
 from sluice_core.errors import BadRequestError
 from sluice_core.records import Outcome
-from sluice_core.snapshot import ArmPolicy
 from sluice_sidecar.attempt import Order
 from sluice_sidecar.call import Call
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.headers import Field
+from sluice_sidecar.plan import Plan
 from sluice_sidecar.upstream import Key, Upstream
 
-_CAPPED = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"})
 _IDENTITY: Field = ("Accept-Encoding", "identity")
 
 
-def order_for(
-    call: Call, upstream: Upstream, key: Key, *, model: str | None, arm: ArmPolicy | None, max_output_tokens: int | None
-) -> Order:
+def order_for(call: Call, plan: Plan, key: Key) -> Order:
     """Return the request for one attempt.
 
     Raises:
         RefusedError: the body cannot be edited.
     """
-    facts = call.facts
+    facts, upstream, model = call.facts, plan.upstream, call.model
     strips_usage = facts.usage_on_request and not facts.include_usage
-    edits = Edits(
-        model=model,
-        instructions=arm.instructions if arm is not None else None,
-        overrides=arm.overrides if arm is not None else {},
-        include_usage=strips_usage,
-        max_output_tokens=max_output_tokens,
-    )
     body = call.body if call.shrunk is None else call.shrunk
     if call.generating and body is not None and not call.opaque_body:
         try:
-            body = rewrite(call.endpoint, body, facts, edits)
+            body = plan.editor.rewrite(call.endpoint, body, facts, model=model, include_usage=strips_usage)
         except BadRequestError as error:
             raise RefusedError(error.refusal(), Outcome.CLIENT_ERROR) from None
     return Order(
@@ -50,7 +39,7 @@ def order_for(
         endpoint=call.endpoint,
         reads=call.reads,
         strips_usage=strips_usage,
-        edited=_edited(facts.model, edits),
+        edited=plan.edited if model == facts.model else plan.edited_with_model,
     )
 
 
@@ -65,15 +54,3 @@ def our_fields(call: Call, upstream: Upstream, key: Key) -> list[Field]:
     if call.reads:
         fields.append(_IDENTITY)
     return fields
-
-
-def _edited(requested: str | None, edits: Edits) -> frozenset[str]:
-    """The members that we set: an upstream that objects to one of them objects to the route or arm, not the caller."""
-    edited = set(edits.overrides)
-    if edits.model is not None and edits.model != requested:
-        edited.add("model")
-    if edits.instructions is not None:
-        edited |= {"instructions", "messages"}
-    if edits.max_output_tokens is not None:
-        edited |= _CAPPED
-    return frozenset(edited)

@@ -13,9 +13,9 @@ from sluice_core.api.quotaallocation import Budget, Degraded, Mode, OnExhausted
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.decisions import Ask, Obstacle, Refused
 from sluice_core.limits.keys import Dimension, Layer
-from sluice_sidecar.admit import name_account, refusal_of
+from sluice_sidecar.admit import refusal_of
 from sluice_sidecar.call import Call
-from sluice_sidecar.steering import Candidate
+from sluice_sidecar.steering import Candidates
 
 _CAN_BE_CHEAPER = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.RESPONSES})
 
@@ -26,7 +26,7 @@ def degradation(call: Call, admission: Admission, upstream: str) -> Degraded | N
     return found[0].degrade_to if found is not None and call.endpoint in _CAN_BE_CHEAPER else None
 
 
-def affordable(call: Call, admission: Admission, candidates: list[Candidate]) -> list[Candidate]:
+def affordable(call: Call, admission: Admission, candidates: Candidates) -> Candidates:
     """Return what of the candidates may be tried: all of them, unless the budget of the first is spent.
 
     Raises:
@@ -45,7 +45,6 @@ def affordable(call: Call, admission: Admission, candidates: list[Candidate]) ->
             call.degraded = True
             return cheaper
     account = admission.account(first.upstream)
-    name_account(call, account)
     call.upstream, call.model = first.upstream, first.model or call.facts.model
     admission.deny(first.upstream, Ask(model=call.model), call.clock())
     obstacle = Obstacle(name=f"{account.key}/budget", layer=Layer.BUDGET, dimension=Dimension.MONEY_DAY)
@@ -62,8 +61,8 @@ def _spent(call: Call, admission: Admission, upstream: str) -> tuple[Budget, flo
     return None if admission.account(upstream).mode is Mode.SHADOW else found
 
 
-def _cheaper(candidates: list[Candidate], model: str | None) -> list[Candidate]:
+def _cheaper(candidates: Candidates, model: str | None) -> Candidates:
     for position, candidate in enumerate(candidates):
         if candidate.model is not None and candidate.model != model:
             return candidates[position:]
-    return [candidate for candidate in candidates if candidate.static_message is not None]
+    return tuple(candidate for candidate in candidates if candidate.static_message is not None)

@@ -3,70 +3,134 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
-import msgspec
-
+from sluice_core.api.modelroute import Authorization, OnClientDisconnect
 from sluice_core.errors import RefusalCode, refuse
 from sluice_core.routing import NoRoute, Route, Router
+from sluice_core.selection import PodPolicy
 from sluice_core.snapshot import ArmPolicy
-from sluice_core.split import Arm, assign
+from sluice_core.split import Arm, Assigner
 from sluice_sidecar.call import Call
 from sluice_sidecar.errors import RefusedError
 
+if TYPE_CHECKING:
+    from sluice_sidecar.plan import Plan
 
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+TOTAL_SECONDS = 60.0
+"""How long a call may take whose first target has no upstream."""
+
+
+class Candidate:
     """One thing to try: a model of an upstream, or a fixed answer. `fallback` is its place among the fallbacks.
 
     `arm` is the version whose instructions and overrides apply; a fallback keeps them, but brings its own model.
+    `plan` is how it is tried, worked out by the first call that does.
     """
 
-    upstream: str = ""
-    model: str | None = None
-    arm: ArmPolicy | None = None
-    static_message: str | None = None
-    fallback: int | None = None
-
-
-def steer(call: Call, router: Router, pinned: Arm | None) -> list[Candidate]:
-    """Find the call's rule and arm; return what is tried in turn.
-
-    Raises:
-        RefusedError: no rule matches, and there is no default upstream.
-    """
-    draw = random.random()  # noqa: S311 - weights, not secrets
-    found = router.route(call.facts, call.fields.first, draw)
-    if isinstance(found, NoRoute):
-        raise RefusedError(
-            refuse(
-                RefusalCode.NO_ROUTE, "No rule of any ModelRoute matches this call, and there is no default upstream."
-            )
-        )
-    call.route_key = found.route
-    call.rule = found.rule
-    call.target_name = found.target.name
-    arm = _arm(call, found, pinned)
-    first = Candidate(
-        upstream=found.target.upstream, model=(arm.model if arm is not None else None) or found.target.model, arm=arm
+    __slots__ = (
+        "arm",
+        "fallback",
+        "max_input_tokens",
+        "max_output_tokens",
+        "model",
+        "plan",
+        "static_message",
+        "upstream",
     )
-    return [first, *_fallbacks(found, arm)]
+
+    def __init__(
+        self,
+        route: Route,
+        arm: ArmPolicy | None,
+        *,
+        upstream: str | None,
+        model: str | None,
+        static_message: str | None = None,
+        fallback: int | None = None,
+    ) -> None:
+        self.upstream = upstream or ""
+        self.model = model
+        self.arm = arm
+        self.static_message = static_message
+        self.fallback = fallback
+        self.max_input_tokens = route.limits.max_input_tokens
+        self.max_output_tokens = route.limits.max_output_tokens
+        self.plan: Plan | None = None
 
 
-def _arm(call: Call, found: Route, pinned: Arm | None) -> ArmPolicy | None:
-    split = found.split
-    if split is None or not call.generating:
-        return None
-    call.assignment = assign(split, call.facts, call.fields.first, call.id, pinned)
-    return split.candidate if call.assignment.arm == "candidate" else split.stable
+Candidates = tuple[Candidate, ...]
 
 
-def _fallbacks(found: Route, arm: ArmPolicy | None) -> list[Candidate]:
-    return [
+class _Course:
+    """What the calls of one rule and target have in common."""
+
+    __slots__ = ("assigner", "by_arm", "drains", "keeps_authorization", "route", "total_seconds", "without_arm")
+
+    def __init__(self, route: Route, policy: PodPolicy) -> None:
+        rule, split = route.rule, route.split
+        upstream = policy.upstreams.get(route.target.upstream)
+        self.route = route
+        self.total_seconds = float(upstream.timeouts.total_seconds) if upstream is not None else TOTAL_SECONDS
+        self.keeps_authorization = rule is not None and rule.authorization is Authorization.APPLICATION
+        self.drains = rule is not None and rule.on_client_disconnect is OnClientDisconnect.DRAIN
+        self.without_arm = _candidates(route, None)
+        self.assigner: Assigner | None = None
+        self.by_arm: dict[Arm, Candidates] = {}
+        if split is not None:
+            self.assigner = Assigner(split)
+            self.by_arm = {"stable": _candidates(route, split.stable), "candidate": _candidates(route, split.candidate)}
+
+
+class Steering:
+    """The routes and splits of one policy. What does not hang on the single call is worked out once."""
+
+    __slots__ = ("_courses", "_policy", "_router")
+
+    def __init__(self, policy: PodPolicy) -> None:
+        self._policy = policy
+        self._router = Router(policy)
+        self._courses: dict[int, _Course] = {}  # by identity of the router's route: there are as many as targets
+
+    def steer(self, call: Call, pinned: Arm | None) -> Candidates:
+        """Find the call's rule and arm; return what is tried in turn.
+
+        Raises:
+            RefusedError: no rule matches, and there is no default upstream.
+        """
+        draw = random.random()  # noqa: S311 - weights, not secrets
+        found = self._router.route(call.facts, call.fields.first, draw)
+        if isinstance(found, NoRoute):
+            raise _no_route()
+        course = self._courses.get(id(found))
+        if course is None:
+            course = self._courses[id(found)] = _Course(found, self._policy)
+        call.route_key, call.rule, call.target_name = found.route, found.rule, found.target.name
+        call.keeps_authorization, call.drains = course.keeps_authorization, course.drains
+        call.total_seconds = course.total_seconds
+        if course.assigner is None or not call.generating:
+            return course.without_arm
+        assignment = call.assignment = course.assigner.assign(call.facts, call.fields.first, call.id, pinned)
+        return course.by_arm[assignment.arm]
+
+
+def _no_route() -> RefusedError:
+    message = "No rule of any ModelRoute matches this call, and there is no default upstream."
+    return RefusedError(refuse(RefusalCode.NO_ROUTE, message))
+
+
+def _candidates(route: Route, arm: ArmPolicy | None) -> Candidates:
+    model = (arm.model if arm is not None else None) or route.target.model
+    first = Candidate(route, arm, upstream=route.target.upstream, model=model)
+    fallbacks = (
         Candidate(
-            upstream=each.upstream or "",
+            route,
+            arm,
+            upstream=each.upstream,
             model=each.model,
-            arm=arm,
             static_message=each.static_message,
-            fallback=index,
+            fallback=position,
         )
-        for index, each in enumerate(found.fallbacks)
-    ]
+        for position, each in enumerate(route.fallbacks)
+    )
+    return (first, *fallbacks)

@@ -57,11 +57,12 @@ class FinishReason(StrEnum):
 CUT_SHORT: Final = frozenset({FinishReason.LENGTH, FinishReason.CONTENT_FILTER})
 """Finish reasons of answers that are not whole."""
 
+_OTHER_REASON: Final = FinishReason.OTHER.value
 _FINISH_REASONS: Final = {
-    "function_call": FinishReason.TOOL_CALLS,
-    "max_output_tokens": FinishReason.LENGTH,
-    "completed": FinishReason.STOP,
-    **{reason.value: reason for reason in FinishReason},
+    "function_call": FinishReason.TOOL_CALLS.value,
+    "max_output_tokens": FinishReason.LENGTH.value,
+    "completed": FinishReason.STOP.value,
+    **{reason.value: reason.value for reason in FinishReason},
 }
 
 
@@ -319,8 +320,8 @@ class ArmCounter:
         if first_token_seconds is not None:
             self._first_token[bisect_left(EDGES_SECONDS, first_token_seconds)] += 1
         if finish_reason is not None:
-            reason = _FINISH_REASONS.get(finish_reason, FinishReason.OTHER)
-            self._finish_reasons[reason.value] = self._finish_reasons.get(reason.value, 0) + 1
+            reason = _FINISH_REASONS.get(finish_reason, _OTHER_REASON)
+            self._finish_reasons[reason] = self._finish_reasons.get(reason, 0) + 1
             cohort[3] += reason in CUT_SHORT
         if usage is not None:
             self._input_tokens.add(usage.input_tokens)

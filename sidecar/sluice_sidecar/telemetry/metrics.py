@@ -42,6 +42,7 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self.registry)
         self._kinds: dict[Labels, CallSeries] = {}
+        self._known: dict[tuple[str | None, ...], CallSeries] = {}  # by what records say, to spare making labels
         self._attempted: dict[tuple[str, Outcome], Counter] = {}
         self.registry.register(CallCollector(self._kinds))
         self._families = _Families(self.registry)
@@ -50,13 +51,15 @@ class Metrics:
     def know_models(self, models: Iterable[str]) -> None:
         """Let these models have series of their own."""
         self.known_models = frozenset(models)
+        self._known.clear()
 
     def settled(self, record: CallRecord) -> None:
         """Count one settled call."""
         series = self._series(record)
         series.outcomes[record.outcome] += 1
-        series.duration.observe(record.duration_ms / 1000)
-        series.overhead.observe(max(0.0, record.duration_ms - record.upstream_ms - record.queue_ms) / 1000)
+        duration_ms, own_ms = record.duration_ms, record.duration_ms - record.upstream_ms - record.queue_ms
+        series.duration.observe(duration_ms / 1000)
+        series.overhead.observe(own_ms / 1000 if own_ms > 0.0 else 0.0)
         if record.first_token_ms is not None:
             series.first_token.observe(record.first_token_ms / 1000)
         if record.queue_ms:
@@ -70,6 +73,25 @@ class Metrics:
             self._families.client_retries.inc()
 
     def _series(self, record: CallRecord) -> CallSeries:
+        kind = (
+            record.endpoint,
+            record.route,
+            record.rule,
+            record.model,
+            record.version,
+            record.upstream,
+            record.allocation,
+            record.user_class,
+        )
+        found = self._known.get(kind)
+        if found is None:
+            found = self._find_series(record)
+            if len(self._known) >= MAX_LABEL_SETS:  # models are named by callers
+                self._known.clear()
+            self._known[kind] = found
+        return found
+
+    def _find_series(self, record: CallRecord) -> CallSeries:
         model = record.model if record.model in self.known_models else OTHER if record.model else NONE
         labels = Labels(
             record.endpoint.value,
