@@ -210,7 +210,10 @@ async def _hold(response: UpstreamResponse, decoder: Decoder | None, tap: Stream
     try:
         async with asyncio.timeout(HOLD_SECONDS):
             while not (tap.content_seen or tap.terminal_seen or tap.failure or ended) and len(held) <= HOLD_BYTES:
-                passed, ended = await next_event_bytes(response, decoder, tap)
+                if (chunk := response.take()) is None:
+                    await response.arrival()
+                    continue
+                passed, ended = read_events(chunk, decoder, tap)
                 held += passed
             if not tap.content_seen and tap.failure is not None:
                 return await _failed_stream(response, decoder, tap, held, ended)
@@ -219,15 +222,12 @@ async def _hold(response: UpstreamResponse, decoder: Decoder | None, tap: Stream
     return Stream(response=response, decoder=decoder, tap=tap, held=bytes(held), ended=ended)
 
 
-async def next_event_bytes(response: UpstreamResponse, decoder: Decoder | None, tap: StreamTap) -> tuple[bytes, bool]:
-    """Return the next bytes for the application, which may be none, and whether they are the last.
+def read_events(chunk: bytes, decoder: Decoder | None, tap: StreamTap) -> tuple[bytes, bool]:
+    """Return what the application gets of the next bytes of a stream, and whether that is the last.
 
     Raises:
-        TransportError: the stream broke off.
+        TransportError: they are in a content coding, and malformed.
     """
-    chunk = response.take()
-    if chunk is None:
-        chunk = await response.next_chunk()
     if not chunk:
         return tap.end(), True
     return tap.feed(chunk if decoder is None else decoder.feed(chunk, MAX_DECODED_CHUNK_BYTES)), False
@@ -240,6 +240,6 @@ async def _failed_stream(
     failure = tap.failure
     assert failure is not None  # noqa: S101 - the caller has looked
     while not ended and len(held) <= HOLD_BYTES:
-        passed, ended = await next_event_bytes(response, decoder, tap)
+        passed, ended = read_events(await response.next_chunk(), decoder, tap)
         held += passed
     return Failed(failure=failure, whole=_whole(response, bytes(held), Answer(failure=failure), decoded=bool(decoder)))

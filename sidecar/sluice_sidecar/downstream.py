@@ -157,14 +157,30 @@ class Downstream:
         if len(body) > 16_384:
             await self._writer.drain()
 
-    async def write(self, chunk: bytes) -> None:
-        """Write a part of the body, and wait if the application reads more slowly than the upstream sends."""
+    def put(self, chunk: bytes) -> bool:
+        """Write a part of the body; tell whether the application reads more slowly than the upstream sends."""
         transport = self._transport()
         self.bytes_written += len(chunk)
         if self._head_only:
-            return
+            return False
         transport.write(self._framed(chunk))
-        await self._writer.drain()
+        return self._request.protocol.writing_paused
+
+    async def drain(self) -> None:
+        """Wait until the application has read enough of what was written.
+
+        Raises:
+            ClientGoneError: it has closed the connection.
+        """
+        try:
+            await self._writer.drain()
+        except ConnectionError:
+            raise ClientGoneError from None
+
+    async def write(self, chunk: bytes) -> None:
+        """Write a part of the body, and wait if the application reads more slowly than the upstream sends."""
+        if self.put(chunk):
+            await self.drain()
 
     def write_last(self, chunk: bytes) -> None:
         """Write a last part and the end of the body without waiting."""

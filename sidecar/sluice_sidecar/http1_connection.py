@@ -258,9 +258,13 @@ class Connection(asyncio.Protocol):
     async def next_chunk(self) -> bytes:
         """Return the next bytes of the body, or nothing at its end."""
         while (data := self.take()) is None:
-            self.expect_within(self._idle_seconds)
-            await self.arrival()
+            await self.more()
         return data
+
+    def more(self) -> asyncio.Future[None]:
+        """Return the arrival of the next bytes of a body that has begun; the peer may be silent for a while only."""
+        self.expect_within(self._idle_seconds)
+        return self.arrival()
 
     @property
     def ended(self) -> bool:

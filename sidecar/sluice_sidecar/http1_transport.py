@@ -248,6 +248,12 @@ class Http1Response:
         """Tell whether all of the body has been taken."""
         return self._connection is None or self._connection.ended
 
+    def arrival(self) -> asyncio.Future[None]:
+        """Return what is done as soon as there is something to take, or has failed."""
+        if self._connection is None:
+            raise TransportError(Outcome.TRUNCATED, "connection_closed")
+        return self._connection.more()
+
     async def next_chunk(self) -> bytes:
         """Return the next bytes of the body as they came, or nothing at its end."""
         return b"" if self._connection is None else await self._connection.next_chunk()

@@ -10,7 +10,7 @@ from sluice_core.classify import TRUNCATED, Failure
 from sluice_core.errors import Refusal, RefusalCode, refuse
 from sluice_core.records import Outcome
 from sluice_core.tap import StreamTap
-from sluice_sidecar.attempt import Opaque, Stream, Whole, failure_of, next_event_bytes
+from sluice_sidecar.attempt import Opaque, Stream, Whole, failure_of, read_events
 from sluice_sidecar.call import Call
 from sluice_sidecar.downstream import ClientGoneError
 from sluice_sidecar.headers import Field, Fields
@@ -76,47 +76,55 @@ async def relay_stream(call: Call, stream: Stream, extra: list[Field]) -> Failur
     _answered(call, response.status, response.fields)
     if tap.content_seen:
         call.first_token_at = call.clock()
-    writer = _StreamWriter(call, tap)
-    ended = stream.ended
+    writer = _StreamWriter(call, stream)
     try:
         passed = response.fields.passed_back(_LENGTH if stream.decoder is None else _LENGTH_AND_CODING)
         writer.start(response, passed, extra, stream.held)
         async with asyncio.timeout_at(call.deadline):
-            while not ended:
-                passed, ended = await next_event_bytes(response, stream.decoder, tap)
-                if call.first_token_at is None and tap.content_seen:
-                    call.first_token_at = call.clock()
-                if passed:
-                    await writer.write(passed)
+            await _pass_on(call, stream, writer)
     except (TransportError, TimeoutError) as error:
         if not tap.terminal_seen:
             failure = failure_of(error) if isinstance(error, TransportError) else TOO_LATE
-            await writer.fail(failure, tap)
+            writer.fail(failure, tap)
             return failure
     except (asyncio.CancelledError, ClientGoneError) as gone:
         writer.leave_early(gone, tap)
     finally:
         learn(call, stream_answer(tap))
         call.streamed_deltas = tap.deltas
-        if ended:
+        if writer.ended:
             response.release()
         else:
             response.abort()
     if tap.failure is TRUNCATED:
-        await writer.fail(tap.failure, tap)
+        writer.fail(tap.failure, tap)
     else:
         writer.finish()
     return tap.failure
 
 
+async def _pass_on(call: Call, stream: Stream, writer: _StreamWriter) -> None:
+    response, decoder, tap = stream.response, stream.decoder, stream.tap
+    while not writer.ended:
+        if (chunk := response.take()) is None:
+            await response.arrival()
+            continue
+        passed, writer.ended = read_events(chunk, decoder, tap)
+        if call.first_token_at is None and tap.content_seen:
+            call.first_token_at = call.clock()
+        if passed and writer.write(passed):
+            await writer.drain()
+
+
 class _StreamWriter:
     """Writes events to the application; once it has gone, only counts them, as far as the rule wants them read."""
 
-    __slots__ = ("_call", "_discarded", "_gone", "_last", "_said_all", "_tap")
+    __slots__ = ("_call", "_discarded", "_gone", "_last", "_said_all", "_tap", "ended")
 
-    def __init__(self, call: Call, tap: StreamTap) -> None:
+    def __init__(self, call: Call, stream: Stream) -> None:
         self._call = call
-        self._tap = tap
+        self._tap = stream.tap
+        self.ended = stream.ended
         self._said_all = False
         self._gone = False
         self._discarded = 0
@@ -130,18 +138,28 @@ class _StreamWriter:
         except ClientGoneError:
             self._leave()
 
-    async def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes) -> bool:
+        """Write, or count, the next bytes; tell whether to wait until the application has read some."""
         self._last = chunk
         if not self._gone:
             try:
-                await self._call.downstream.write(chunk)
+                full = self._call.downstream.put(chunk)
                 self._said_all = self._tap.terminal_seen
-            except (ClientGoneError, ConnectionError):
+                return full
+            except ClientGoneError:
                 self._leave()
         elif (discarded := self._discarded + len(chunk)) > MAX_DRAINED_BYTES:
             raise ClientGoneError
         else:
             self._discarded = discarded
+        return False
+
+    async def drain(self) -> None:
+        """Wait until the application has read some."""
+        try:
+            await self._call.downstream.drain()
+        except ClientGoneError:
+            self._leave()
 
     def _leave(self) -> None:
         if not self._call.drains:
@@ -161,9 +179,9 @@ class _StreamWriter:
         if not self._gone:
             self._call.downstream.finish()
 
-    async def fail(self, failure: Failure, tap: StreamTap) -> None:
+    def fail(self, failure: Failure, tap: StreamTap) -> None:
         """End with an error event in the endpoint's own shape. There is no `[DONE]` after it."""
-        await self.write(self._event(failure.code or failure.outcome.value, tap))
+        self.write(self._event(failure.code or failure.outcome.value, tap))
         self.finish()
 
     def cut(self, tap: StreamTap) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Protocol
 
 import msgspec
@@ -54,6 +54,14 @@ class UpstreamResponse(Protocol):
     @property
     def ended(self) -> bool:
         """Tell whether all of the body has been taken."""
+        ...
+
+    def arrival(self) -> Awaitable[None]:
+        """Return what is done as soon as there is something to take, or has failed: look, await, and look again.
+
+        Raises:
+            TransportError: the connection broke.
+        """
         ...
 
     async def next_chunk(self) -> bytes:
