@@ -170,14 +170,19 @@ class SnapshotError(ValueError):
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")
+_canonical_encoder = msgspec.json.Encoder(order="sorted")
 _decoder = msgspec.json.Decoder(Snapshot)
 
 
 def seal(snapshot: Snapshot) -> Snapshot:
     """Return the snapshot with its revision set: the first 16 hex digits of the SHA-256 of its content."""
-    unnamed = msgspec.structs.replace(snapshot, revision="")
-    digest = hashlib.sha256(_encoder.encode(unnamed)).hexdigest()
-    return msgspec.structs.replace(snapshot, revision=digest[:16])
+    return msgspec.structs.replace(snapshot, revision=_revision(msgspec.to_builtins(snapshot)))
+
+
+def _revision(document: dict[str, Any]) -> str:
+    """Return the revision of a snapshot as plain JSON values: fields that this version does not know count as well."""
+    content = {name: value for name, value in document.items() if name != "revision"}
+    return hashlib.sha256(_canonical_encoder.encode(content)).hexdigest()[:16]
 
 
 def encode(snapshot: Snapshot) -> bytes:
@@ -193,10 +198,11 @@ def decode(text: bytes) -> Snapshot:
     """
     try:
         snapshot = _decoder.decode(text)
+        document: dict[str, Any] = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SnapshotError(f"not a snapshot: {error}") from None
     if snapshot.format != FORMAT:
         raise SnapshotError(f"snapshot format {snapshot.format}, but this version runs format {FORMAT}")
-    if seal(snapshot).revision != snapshot.revision:
+    if _revision(document) != snapshot.revision:
         raise SnapshotError("the content does not match its revision; the file is incomplete or was edited")
     return snapshot

@@ -231,3 +231,23 @@ def test_an_edited_snapshot_is_refused() -> None:
     text = snapshot.encode(sealed).replace(b"shop", b"shed")
     with pytest.raises(snapshot.SnapshotError, match="does not match its revision"):
         snapshot.decode(text)
+
+
+class _NewerUpstream(snapshot.UpstreamPolicy, frozen=True, kw_only=True):
+    novelty: dict[str, float] = {}
+
+
+class _NewerSnapshot(snapshot.Snapshot, frozen=True, kw_only=True):
+    invention: str = ""
+
+
+def test_a_snapshot_of_a_newer_version_is_read_without_what_is_new() -> None:
+    """Pods keep their sidecar while the operator is upgraded: fields that are new must not stop their policy."""
+    upstream = _NewerUpstream(key="shop/openai", base_url="http://mock", novelty={"b": 0.1, "a": 1.0})
+    newer = snapshot.seal(_NewerSnapshot(namespace="shop", upstreams=(upstream,), invention="wheel"))
+
+    read = snapshot.decode(snapshot.encode(newer))
+
+    assert (read.revision, read.upstreams[0].base_url) == (newer.revision, "http://mock")
+    with pytest.raises(snapshot.SnapshotError, match="does not match its revision"):
+        snapshot.decode(snapshot.encode(newer).replace(b"wheel", b"lever"))
