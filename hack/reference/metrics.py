@@ -37,7 +37,7 @@ def page() -> str:
     governor = Governor(Settings(), time.monotonic, RecordWriter(io.BytesIO()))
     operator = [
         *_registered(OperatorMetrics().registry),
-        *_families(ResourceMetrics(World(), lambda: True).collect()),
+        *_families(ResourceMetrics(tuple, lambda: True).collect()),
         *_families(BudgetMetrics(_budgets()).collect()),
     ]
     return whole_page(

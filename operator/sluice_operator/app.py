@@ -88,7 +88,9 @@ class Operator:
         self.board = PolicyBoard()
         self.metrics = Metrics()
         decisions = Decisions(monotonic)
-        self.metrics.registry.register(ResourceMetrics(self.world, lambda: self.leadership.leading, decisions))
+        self.metrics.registry.register(
+            ResourceMetrics(self.world.resources, lambda: self.leadership.leading, decisions)
+        )
         self.observer = Observer(
             self.world, self._cluster, clock=monotonic, resync_seconds=settings.resync_seconds, changed=self.wake
         )

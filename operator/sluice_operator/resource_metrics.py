@@ -6,9 +6,9 @@ Labels are names of resources: few, chosen by the platform's own people, and bou
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -17,9 +17,10 @@ from sluice_core.api.base import ConditionStatus
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.enforcement import ENFORCED, SPEND_UNUSUAL, WITHIN_BUDGET
-from sluice_operator.budgets import Budgets
 from sluice_operator.rollout_metrics import Decisions, rollout_families
-from sluice_operator.world import World
+
+if TYPE_CHECKING:  # local mode has these metrics too, and no client of an API server
+    from sluice_operator.budgets import Budgets
 
 MAX_RESOURCES: Final = 1000
 _RESOURCE: Final = ("namespace", "name")
@@ -27,10 +28,21 @@ _SHOWN: Final = (ENFORCED, WITHIN_BUDGET, SPEND_UNUSUAL)
 
 
 class ResourceMetrics(Collector):
-    """Collects at each scrape. Only the leader shows them, so that sums over replicas are right."""
+    """Collects at each scrape. Only the leader shows them, so that sums over replicas are right.
 
-    def __init__(self, world: World, leading: Callable[[], bool], decisions: Decisions | None = None) -> None:
-        self._world = world
+    Args:
+        resources: returns all resources that can be read, with their statuses.
+        leading: tells whether this process leads.
+        decisions: what this process has decided on rollouts.
+    """
+
+    def __init__(
+        self,
+        resources: Callable[[], Iterable[object]],
+        leading: Callable[[], bool],
+        decisions: Decisions | None = None,
+    ) -> None:
+        self._resources = resources
         self._leading = leading
         self._decisions = decisions or Decisions(time.monotonic)
 
@@ -42,7 +54,7 @@ class ResourceMetrics(Collector):
         """Return all families."""
         if not self._leading():
             return
-        resources = [held.resource for held in self._world.held()]
+        resources = list(self._resources())
         yield from rollout_families((each for each in resources if isinstance(each, CanarySplit)), self._decisions)
         yield from _quotas(
             list(islice((each for each in resources if isinstance(each, QuotaAllocation)), MAX_RESOURCES))

@@ -248,6 +248,10 @@ class World:
         """Return all objects of the four kinds."""
         return tuple(each for type_ in SLUICE_KINDS for each in self._known[type_].values() if isinstance(each, Held))
 
+    def resources(self) -> tuple[AnyResource, ...]:
+        """Return the objects of the four kinds that can be read."""
+        return tuple(each.resource for each in self.held() if each.resource is not None)
+
     def pods(self) -> tuple[Pod, ...]:
         """Return all pods."""
         return tuple(each for each in self._known[PODS].values() if isinstance(each, Pod))

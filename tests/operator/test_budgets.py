@@ -271,7 +271,7 @@ async def test_metrics_tell_of_money(api: Any, replica: Any, listener: Listener)
     await first.calls.idle()
     await first.observer.relist()
     registry = CollectorRegistry()
-    registry.register(ResourceMetrics(first.world, lambda: True))
+    registry.register(ResourceMetrics(first.world.resources, lambda: True))
     registry.register(BudgetMetrics(first.budgets))
     names = {"namespace": "team", "name": "openai"}
 

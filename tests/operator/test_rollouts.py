@@ -152,7 +152,7 @@ async def test_a_failing_candidate_is_off_within_ten_seconds(cluster, clock, api
     await replica.round()
     assert split_in_force(api).weight == 25
     metrics = CollectorRegistry()
-    metrics.register(ResourceMetrics(replica.world, lambda: True, replica.decisions))
+    metrics.register(ResourceMetrics(replica.world.resources, lambda: True, replica.decisions))
     labels = {"namespace": "team", "name": "chat"}
     assert metrics.get_sample_value("sluice_rollout_weight_percent", labels) == 25
     seconds = await go_on(replica, sidecar, api, fails=1.0, seconds=30, until=Phase.ROLLED_BACK)

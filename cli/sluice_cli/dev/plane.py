@@ -23,6 +23,7 @@ from sluice_core.enforcement import Finding, message_of, reason_of, with_finding
 from sluice_core.rollout.observation import Plan
 from sluice_core.snapshot import Snapshot
 from sluice_operator.leader import Leader
+from sluice_operator.rollout_metrics import Decisions
 from sluice_operator.rollouts import FleetRollouts
 from sluice_operator.sync import PolicyBoard
 from sluice_operator.webhooks import Webhooks
@@ -54,7 +55,8 @@ class LocalPlane:
         self.leader = Leader(clock=clock, fresh=fresh)
         self.answered = asyncio.Event()
         self._webhooks = Webhooks(EnvironmentSecrets(), answered=self.answered, allow_local=True)
-        self._rollouts = FleetRollouts(self.leader, self._webhooks, wall=wall)
+        self.decisions = Decisions(clock)
+        self._rollouts = FleetRollouts(self.leader, self._webhooks, wall=wall, decisions=self.decisions)
         self._keep = keep
         self.leader.lead(True, clock())
         self.events: deque[str] = deque(maxlen=MAX_EVENTS)

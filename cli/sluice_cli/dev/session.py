@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,9 +13,11 @@ from typing import Final, Self
 
 import msgspec
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from sluice_cli.dev.folder import FolderWatch, LocalStore, ManifestFileError, read_folder
 from sluice_cli.dev.plane import LocalPlane
+from sluice_cli.dev.scratch import scratch_directory
 from sluice_cli.dev.sidecars import Sidecar, SidecarError
 from sluice_cli.dev.state import StateFile
 from sluice_cli.dev.upstreams import Upstreams, store_passwords
@@ -26,6 +27,7 @@ from sluice_core.compile import Compiled
 from sluice_core.records import CallRecord
 from sluice_core.snapshot import Snapshot, encode
 from sluice_core.sync import PodRef
+from sluice_operator.resource_metrics import ResourceMetrics
 from sluice_operator.sync import SyncServer
 
 ROUND_SECONDS: Final = 0.5
@@ -66,6 +68,8 @@ class Session:
         remembered = self._state.read() if self._state is not None else ()
         self.store = LocalStore(remembered)
         self.plane = LocalPlane(self.store, keep=self._keep, fresh=not remembered)
+        self._metrics = CollectorRegistry()
+        self._metrics.register(ResourceMetrics(lambda: self.store.resources, lambda: True, self.plane.decisions))
         self.sidecars: dict[str, Sidecar] = {}
         self.refused: tuple[str, ...] = ()
         self.control_url = ""
@@ -89,7 +93,7 @@ class Session:
             ManifestFileError, SidecarError, OSError: something is not as it must be.
         """
         async with contextlib.AsyncExitStack() as stack:
-            self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sluice-")))
+            self._directory = stack.enter_context(scratch_directory())
             stack.push_async_callback(self._upstreams.close)
             await self._serve(stack)
             stack.push_async_callback(self._stop_sidecars)
@@ -180,6 +184,7 @@ class Session:
 
     async def _serve(self, stack: contextlib.AsyncExitStack) -> None:
         application = SyncServer(self.plane.leader, self.plane.board, self._authenticate).application()
+        application.router.add_get("/metrics", self._get_metrics)
         application.router.add_get("/dev/resources", self._get_resources)
         application.router.add_get("/dev/records", self._get_records)
         application.router.add_post("/dev/annotate", self._annotate)
@@ -188,6 +193,9 @@ class Session:
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, "127.0.0.1", self._control_port).start()
         self.control_url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    async def _get_metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _authenticate(self, token: str | None) -> PodRef | None:
         return self._tokens.get(token or "")

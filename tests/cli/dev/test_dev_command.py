@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,6 +123,10 @@ def test_a_day_with_local_mode(dev: Dev) -> None:
     assert dev.sluice("pause", "chat-prompt").returncode == 0
     dev.until(lambda: "Paused" in dev.sluice("status", "chat-prompt").stdout, "the pause")
     assert dev.sluice("abort", "nobody").returncode == 2
+    with urllib.request.urlopen(f"{dev.control}/metrics", timeout=10) as metrics:
+        page = metrics.read().decode()
+    assert 'sluice_rollout_phase{name="chat-prompt",namespace="default",phase="Paused"} 1.0' in page
+    assert 'sluice_allocation_used{allocation="chat",name="openai",namespace="default",unit="requests"}' in page
 
     split = dev.folder / "4-split.yaml"
     text = split.read_text()
