@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 TARGETS = {
     "sidecar": ["--extra", "sidecar"],
+    "exact": ["--extra", "sidecar", "--extra", "exact"],
     "operator": ["--extra", "operator"],
     "dev": ["--all-extras", "--group", "dev"],
 }

@@ -73,9 +73,10 @@ class RequestFacts(Value, frozen=True, kw_only=True, gc=False):
     """What policy knows of a request. Absent fields are None; nothing here holds text of a prompt.
 
     `text_characters` is the length of the input as it stands in the body (messages, instructions, tools), media left
-    out: a measure for estimates. `images` holds the requested detail of each image (`low`, `high`, `auto`),
-    `audio_bytes` and `file_bytes` the decoded size of inline data. `asks_usage` tells that the client itself asked for
-    `stream_options.include_usage`. `has_stream_options` and `output_limit_field` tell which members are there.
+    out: a measure for estimates; `text_tokens` is set where somebody has counted its tokens. `images` holds the
+    requested detail of each image (`low`, `high`, `auto`), `audio_bytes` and `file_bytes` the decoded size of inline
+    data. `asks_usage` tells that the client itself asked for `stream_options.include_usage`. `has_stream_options` and
+    `output_limit_field` tell which members are there.
     """
 
     endpoint: Endpoint
@@ -94,6 +95,7 @@ class RequestFacts(Value, frozen=True, kw_only=True, gc=False):
     previous_response_id: str | None = None
     conversation: str | None = None
     text_characters: int = 0
+    text_tokens: int | None = None
     images: tuple[str, ...] = ()
     audio_bytes: int = 0
     file_bytes: int = 0

@@ -38,6 +38,7 @@ _SIDECAR = {
         "Before the first policy: `Hold` calls back, or `PassThrough` to the public API",
     ),
     "SLUICE_PORTS_FILE": ("", "File that is written with the ports once they listen, for port 0"),
+    "TIKTOKEN_CACHE_DIR": ("", "Folder with tiktoken's vocabularies: input tokens are counted exactly"),
 }
 
 _OPERATOR = {
@@ -63,7 +64,7 @@ _OPERATOR = {
 
 def page() -> str:
     """Return the page."""
-    read = set(re.findall(r'get\("(SLUICE_\w+)"\)', inspect.getsource(sidecar.load)))
+    read = set(re.findall(r'get\("([A-Z]+_\w+)"\)', inspect.getsource(sidecar.load)))
     fields = msgspec.structs.fields(OperatorSettings)
     if read != _SIDECAR.keys() or {field.name for field in fields} != _OPERATOR.keys():
         raise ValueError(f"describe each variable, and nothing else, in {__name__}")

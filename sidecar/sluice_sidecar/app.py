@@ -64,7 +64,7 @@ class Proxy:
     async def _serve(self, call: Call, request: web.BaseRequest) -> web.StreamResponse:
         candidates: Candidates | None = None
         try:
-            await read(call, request)  # 1. what a decision needs, and no more
+            await read(call, request, self._governor.counter)  # 1. what a decision needs, and no more
             identify(call)  # 2. which trace, since when
             candidates = self._route(call)  # 3. rule, arm, and what is tried in turn
         except RefusedError as refused:

@@ -28,6 +28,7 @@ from sluice_sidecar.breakers import Breakers
 from sluice_sidecar.call import Call
 from sluice_sidecar.config import LabelSource, PolicySource
 from sluice_sidecar.credentials import Credentials
+from sluice_sidecar.exact import ExactCounter
 from sluice_sidecar.feedback import ArmMemory
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.pacing import Pacing
@@ -91,6 +92,7 @@ class Governor:
         """By quota and allocation: how many calls have no known cost, and the model of the last one."""
         self._ledger = SpendLedger() if settings.sync_url is None else None
         self.estimator = Estimator()
+        self.counter = ExactCounter(settings.vocabulary_dir)
         self.memory = ArmMemory()
         self.background = BackgroundResponses()
         self.metrics = Metrics()
@@ -294,6 +296,7 @@ class Governor:
         if self.sync is not None:
             await self.sync.last_report()
         self.gate.close()
+        await self.counter.close()
         for each in (*self.upstreams.values(), *self._retired):
             await each.close()
         await asyncio.sleep(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 
+import msgspec
 from aiohttp import web
 
 from sluice_core.errors import BadRequestError, RefusalCode, refuse
@@ -13,13 +14,14 @@ from sluice_core.request import peek
 from sluice_sidecar.call import Call
 from sluice_sidecar.downstream import MAX_BODY_BYTES, BodyTooLargeError, BrokenBodyError
 from sluice_sidecar.errors import RefusedError
+from sluice_sidecar.exact import ExactCounter
 from sluice_sidecar.telemetry.trace import traceparent
 
 _SMALL_BODY_BYTES = 1024 * 1024
 """JSON up to this size is read whole on every path, so that the call can be repeated."""
 
 
-async def read(call: Call, request: web.BaseRequest) -> None:
+async def read(call: Call, request: web.BaseRequest, counter: ExactCounter) -> None:
     """Read a JSON body whole, and look into it where something is generated; any other body is left to be streamed.
 
     Raises:
@@ -46,6 +48,10 @@ async def read(call: Call, request: web.BaseRequest) -> None:
         if kind in ("application/json", ""):
             raise RefusedError(error.refusal(), Outcome.CLIENT_ERROR) from None
         call.opaque_body = True
+        return
+    if counter.enabled:
+        tokens = await counter.count(call.endpoint, call.facts.model, call.body)
+        call.facts = msgspec.structs.replace(call.facts, text_tokens=tokens)
 
 
 async def _whole_body(call: Call) -> bytes:

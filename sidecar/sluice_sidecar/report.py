@@ -153,6 +153,10 @@ def readings(governor: Governor) -> Iterable[Reading]:
     yield "sluice_policy_reloads_total", "Policies put into force.", (), [((), float(governor.reloads))]
     yield "sluice_policy_rejections_total", "Policies rejected.", (), [((), float(governor.source.rejected))]
     yield "sluice_records_dropped_total", "Decision records lost.", (), [((), float(governor.records.dropped))]
+    counter = governor.counter
+    counted: dict[tuple[str, ...], float] = {("exact",): counter.exact, ("estimated",): counter.estimated}
+    text = "Inputs whose tokens were counted or estimated; absent unless exact counting is on."
+    yield "sluice_token_counts_total", text, ("how",), list(counted.items()) if counter.enabled else []
     stores = list(governor.stores)
     for name, text, figures in (
         ("sluice_store_healthy", "Whether the store answers.", [float(not each.error) for each in stores]),

@@ -47,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     grace_seconds: float = 30.0
     when_unconfigured: WhenUnconfigured = WhenUnconfigured.HOLD
     ports_file: Path | None = None
+    vocabulary_dir: Path | None = None
 
 
 def load(environment: Mapping[str, str]) -> Settings:
@@ -74,6 +75,7 @@ def load(environment: Mapping[str, str]) -> Settings:
         grace_seconds=_seconds("SLUICE_GRACE_SECONDS", get("SLUICE_GRACE_SECONDS") or "30"),
         when_unconfigured=_when_unconfigured(get("SLUICE_WHEN_UNCONFIGURED") or "Hold"),
         ports_file=_path(get("SLUICE_PORTS_FILE")),
+        vocabulary_dir=_path(get("TIKTOKEN_CACHE_DIR")),
     )
 
 

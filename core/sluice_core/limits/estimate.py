@@ -3,8 +3,9 @@
 OpenAI charges tokens per minute at once with the larger of the output limit that the call asks for and an estimate
 from its characters (platform.openai.com/docs/guides/rate-limits). A call without an output limit is charged by what
 models like it used lately: mean tokens per character of input, and about the 95th percentile of output. Both are
-learned from the usage in answers, forget old traffic, and are bounded in number. Media are charged by rule, never by
-the length of their base64:
+learned from the usage in answers, forget old traffic, and are bounded in number. Where the tokens of the text were
+counted exactly, they stand instead of what was learned of characters. Media are charged by rule, never by the length of
+their base64:
 
 | input | tokens | source |
 |---|---|---|
@@ -91,7 +92,10 @@ class Estimator:
         if facts.endpoint in _FREE:
             return Estimate(input_tokens=0, output_tokens=0, tokens=0, floor_tokens=0)
         learned = self._models.get(model or "") or _Learned()
-        input_tokens = round(facts.text_characters * learned.tokens / learned.characters) + _media_tokens(facts)
+        text_tokens = facts.text_tokens
+        if text_tokens is None:
+            text_tokens = round(facts.text_characters * learned.tokens / learned.characters)
+        input_tokens = text_tokens + _media_tokens(facts)
         if facts.previous_response_id is not None or facts.conversation is not None:
             input_tokens = max(input_tokens, round(learned.context_tokens))
         if facts.endpoint not in _CHARGES_OUTPUT:
