@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sluice_core.api.base import Condition, ConditionStatus, Value
 from sluice_core.api.conditions import set_condition
-from sluice_core.api.quotaallocation import Mode
+from sluice_core.api.quotaallocation import Budget, Mode
 from sluice_core.budget import Alert, Assessment
 from sluice_core.limits.accounts import UNALLOCATED
 from sluice_core.limits.money import usd_text
@@ -63,13 +63,18 @@ def enforced(
     return _finding(ENFORCED, True, "Enforced", "calls over a limit wait or are refused")
 
 
-def within_budget(budgets: Mapping[str, Assessment]) -> Finding | None:
-    """Return whether there is money left under every budget; None if the quota has no budget."""
+def within_budget(budgets: Mapping[str, Assessment], policies: Mapping[str, Budget] | None = None) -> Finding | None:
+    """Return whether there is money left under every budget; None if the quota has no budget.
+
+    `policies` says what then becomes of calls.
+    """
     if not budgets:
         return None
     spent = sorted(name for name, each in budgets.items() if each.exhausted_until is not None)
     if spent:
-        return _finding(WITHIN_BUDGET, False, "BudgetExhausted", f"spent until the window ends: {_names(spent)}")
+        then = [f"{name} (onExhausted: {policies[name].on_exhausted.value})" for name in spent] if policies else spent
+        message = f"spent until the window ends: {_names(then)}"
+        return _finding(WITHIN_BUDGET, False, "BudgetExhausted", message)
     soon = sorted(name for name, each in budgets.items() if each.runs_out_at is not None)
     if soon:
         return _finding(WITHIN_BUDGET, True, "RunsOutEarly", f"will be spent before the window ends: {_names(soon)}")

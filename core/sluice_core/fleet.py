@@ -296,7 +296,7 @@ class Fleet:
         budgets = self.spending.assess(quota, unix_now)
         found = (
             enforced(self._quotas.get(quota), problems, self._gauges(quota, now)),
-            within_budget(budgets),
+            within_budget(budgets, self.spending.budgets(quota)),
             spend_unusual(budgets, self.spending.unusual(quota, unix_now)),
         )
         return tuple(each for each in found if each is not None)

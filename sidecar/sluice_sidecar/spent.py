@@ -3,7 +3,7 @@
 What a call becomes is written in the budget's `degradeTo`; without it, it is the first fallback of the call's rule that
 has another model, then a fixed answer. Only chats and responses can be made cheaper. A call that would cost money and
 cannot be made cheaper is refused, for a spent budget that goes on being spent would be none. Calls that generate
-nothing go on, and in Shadow mode all do.
+nothing go on. In Shadow mode all do, as they came, and are counted as if they were refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _CAN_BE_CHEAPER = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.RESPONSES})
 def degradation(call: Call, admission: Admission, upstream: str) -> Degraded | None:
     """Return what a call to this upstream becomes, None if it stays as it is."""
     found = _spent(call, admission, upstream)
-    return found[0].degrade_to if found is not None and call.endpoint in _CAN_BE_CHEAPER else None
+    if found is None or call.endpoint not in _CAN_BE_CHEAPER or admission.account(upstream).mode is Mode.SHADOW:
+        return None
+    return found[0].degrade_to
 
 
 def affordable(call: Call, admission: Admission, candidates: Candidates) -> Candidates:
@@ -37,6 +39,14 @@ def affordable(call: Call, admission: Admission, candidates: Candidates) -> Cand
     if found is None:
         return candidates
     budget, until = found
+    account = admission.account(first.upstream)
+    obstacle = Obstacle(
+        name=f"{account.key}/{account.allocation_name}/budget", layer=Layer.BUDGET, dimension=Dimension.MONEY_DAY
+    )
+    if account.mode is Mode.SHADOW:
+        call.would_refuse = obstacle.name
+        account.refused += 1
+        return candidates
     if call.endpoint in _CAN_BE_CHEAPER:
         if budget.degrade_to is not None:
             return candidates
@@ -44,10 +54,8 @@ def affordable(call: Call, admission: Admission, candidates: Candidates) -> Cand
         if cheaper:
             call.degraded = True
             return cheaper
-    account = admission.account(first.upstream)
     call.upstream, call.model = first.upstream, first.model or call.facts.model
     admission.deny(first.upstream, Ask(model=call.model), call.clock())
-    obstacle = Obstacle(name=f"{account.key}/budget", layer=Layer.BUDGET, dimension=Dimension.MONEY_DAY)
     raise refusal_of(Refused(reason="budget_exhausted", obstacle=obstacle, retry_at=until), call, account)
 
 
@@ -56,9 +64,7 @@ def _spent(call: Call, admission: Admission, upstream: str) -> tuple[Budget, flo
     if not call.generating or not admission.knows(upstream):
         return None
     found = admission.exhausted_budget(upstream, call.clock())
-    if found is None or found[0].on_exhausted is not OnExhausted.DEGRADE:
-        return None
-    return None if admission.account(upstream).mode is Mode.SHADOW else found
+    return found if found is not None and found[0].on_exhausted is OnExhausted.DEGRADE else None
 
 
 def _cheaper(candidates: Candidates, model: str | None) -> Candidates:

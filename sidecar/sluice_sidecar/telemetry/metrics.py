@@ -28,6 +28,9 @@ class _Families:
         self.attempts = counter("sluice_attempts", "Tries at an upstream, by how they ended.", "upstream", "outcome")
         self.retries = counter("sluice_retries", "Attempts after the first, by the cause of it.", "upstream", "cause")
         self.fallbacks = counter("sluice_fallbacks", "Calls answered by a fallback.", "route")
+        self.degraded = counter(
+            "sluice_degraded_calls", "Calls made cheaper because a budget is spent.", "quota", "allocation"
+        )
         self.refusals = counter("sluice_refusals", "Calls refused; in Shadow, that would be.", "policy", "mode")
         self.credential_errors = counter(
             "sluice_credential_errors", "Answers that the key of an upstream is refused.", "upstream", "credential"
@@ -67,6 +70,8 @@ class Metrics:
         if record.usage is not None:
             _count_spending(series, record.usage, record.cost_usd_micros)
         self._attempts(record)
+        if record.degraded:
+            self._families.degraded.labels(record.quota or NONE, record.allocation or NONE).inc()
         if len(record.attempts) > 1 or record.fallback is not None or record.refused_by or record.would_refuse:
             self._exceptional(record)
         if record.client_retry:

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 import pytest
 
 from sluice_core.api.base import ConditionStatus, LabelSelector, ObjectMeta, UpstreamRef
-from sluice_core.api.quotaallocation import Allocation, Budget, Mode, QuotaAllocation, QuotaAllocationSpec
+from sluice_core.api.quotaallocation import (
+    Allocation,
+    Budget,
+    Mode,
+    OnExhausted,
+    QuotaAllocation,
+    QuotaAllocationSpec,
+)
 from sluice_core.api.upstream import Limits, ModelLimits, Upstream, UpstreamSpec
 from sluice_core.budget import Assessment
 from sluice_core.compile import Compiled, ResourceId, compile_namespaces
@@ -200,6 +207,9 @@ def test_how_the_money_stands_is_told_without_figures_that_move() -> None:
     assert reason(within_budget(standing())) == "MoneyLeft"
     assert reason(within_budget(standing(runs_out=UNIX))) == "RunsOutEarly"
     assert reason(within_budget(standing(exhausted=UNIX, runs_out=UNIX))) == "BudgetExhausted"
+    degrades = within_budget(standing(exhausted=UNIX), {QUOTA: Budget(on_exhausted=OnExhausted.DEGRADE)})
+    assert degrades is not None
+    assert degrades.message == f"spent until the window ends: {QUOTA} (onExhausted: Degrade)"
     assert within_budget(standing(exhausted=UNIX)) == within_budget(standing(exhausted=UNIX + 1.0))
     assert reason(spend_unusual(standing(), {})) == "Usual"
     assert spend_unusual(standing(), {QUOTA: 151}) == spend_unusual(standing(), {QUOTA: 400})

@@ -188,6 +188,7 @@ def test_a_spent_budget_degrades(
     assert answer.headers["x-sluice-decision"].startswith("degraded; code=budget_exceeded")
     assert (mock.ledger.last.model_requested, mock.ledger.last.max_tokens) == (model, max_tokens)
     assert sidecar.record(answer.headers["x-sluice-call-id"])["degraded"] is True
+    assert sidecar.metric("sluice_degraded_calls_total", allocation="chat") == 1
 
 
 def test_what_cannot_be_made_cheaper_is_refused(
@@ -215,6 +216,7 @@ def test_shadow_mode_spends_on(
     assert answer.status_code == 200
     assert mock.ledger.last.model_requested == "gpt-4.1"
     record = sidecar.record(answer.headers["x-sluice-call-id"])
-    if budget.on_exhausted is OnExhausted.REJECT:
-        assert "budget" in record["wouldRefuse"]
-        assert sidecar.metric("sluice_refusals_total", mode="Shadow") == 1
+    assert "budget" in record["wouldRefuse"]
+    assert "degraded" not in record
+    assert sidecar.metric("sluice_refusals_total", mode="Shadow") == 1
+    assert sidecar.status()["allocations"][0]["refused"] == 1
