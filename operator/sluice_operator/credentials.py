@@ -19,7 +19,7 @@ from sluice_core.compile.upstreams import credential_file, store_password_file
 from sluice_core.snapshot import Snapshot
 from sluice_operator.cluster import ApiError, Cluster, NotFoundError
 from sluice_operator.kinds import CREDENTIALS_SECRET, SECRETS
-from sluice_operator.publish import NamedObjects, NotPublished, in_each
+from sluice_operator.publish import TRIED_AGAIN, NamedObjects, NotPublished, in_each
 
 MAX_KEY_CHARACTERS: Final = 16_384
 
@@ -165,7 +165,10 @@ class CredentialPublisher:
         where = namespace, secret
         held = self._secrets.get(where)
         if where in self._faults and held is None:
-            message = f"Secret {namespace}/{secret} cannot be read ({self._faults[where]}); it is tried again"
+            message = (
+                f"Secret {namespace}/{secret} cannot be read ({self._faults[where]}); it is tried again, and if this "
+                "stays, give the operator's service account the right to get Secrets"
+            )
             return Finding(reason="SecretUnreadable", path=path, message=message)
         if held is None:
             message = f"there is no Secret {secret} in namespace {namespace}; create it with the key {key}"
@@ -230,7 +233,7 @@ class CredentialPublisher:
 
 
 def _behind(namespace: str, error: ApiError) -> NotPublished:
-    message = f"Secret {CREDENTIALS_SECRET} in namespace {namespace} cannot be written: {error}"
+    message = f"Secret {CREDENTIALS_SECRET} in namespace {namespace} cannot be written: {error}; {TRIED_AGAIN}"
     return NotPublished(reason="CredentialsNotWritten", message=message)
 
 

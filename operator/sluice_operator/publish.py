@@ -23,6 +23,11 @@ MAX_WRITES_AT_ONCE: Final = 8
 AUTHORITIES_KEY: Final = "ca.crt"
 REVISION_ANNOTATION: Final = "sluice.dev/revision"
 
+TRIED_AGAIN: Final = (
+    "pods keep what they have and it is tried again; if this stays, look for an admission webhook or a quota of the "
+    "namespace that refuses it, and at the operator's rights"
+)
+
 _log = structlog.get_logger()
 
 
@@ -183,11 +188,18 @@ class PolicyPublisher:
 def _behind(namespace: str, error: ApiError) -> NotPublished:
     match error:
         case NotFoundError():
-            return NotPublished(reason="NamespaceGone", message=f"namespace {namespace} does not exist any more")
+            message = f"namespace {namespace} does not exist any more; this passes with the next look at the cluster"
+            return NotPublished(reason="NamespaceGone", message=message)
         case ConflictError():
-            return NotPublished(reason="PolicyConflict", message=f"ConfigMap {POLICY_CONFIG_MAP} changed meanwhile")
+            message = (
+                f"ConfigMap {POLICY_CONFIG_MAP} of namespace {namespace} was changed at the same moment; it is written "
+                "again within seconds, and if this stays, stop whoever else writes it"
+            )
+            return NotPublished(reason="PolicyConflict", message=message)
         case _:
-            message = f"ConfigMap {POLICY_CONFIG_MAP} in namespace {namespace} cannot be written: {error}"
+            message = (
+                f"ConfigMap {POLICY_CONFIG_MAP} in namespace {namespace} cannot be written: {error}; {TRIED_AGAIN}"
+            )
             return NotPublished(reason="PolicyNotWritten", message=message)
 
 

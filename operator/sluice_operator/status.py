@@ -150,11 +150,19 @@ def _set_details(setter: _Setter, facts: Facts, told: tuple[Told, ...]) -> None:
 def _set_synced(setter: _Setter, synced: tuple[int, int], reported: bool) -> None:
     running, wanted = synced
     if wanted and not reported:
-        message = f"none of {wanted} pods reports which policy it runs; they follow their mounted files"
+        message = (
+            f"none of {wanted} pods reports which policy it runs; they follow their mounted files; if that is not "
+            "meant, look into the log of a pod's container sluice for why the sync channel is away"
+        )
         setter.set("ConfigSynced", None, "NoReports", message)
-        return
-    reason = "Synced" if running >= wanted else "PodsBehind"
-    setter.set("ConfigSynced", running >= wanted, reason, f"{running} of {wanted} pods run the present policy")
+    elif running >= wanted:
+        setter.set("ConfigSynced", True, "Synced", f"{running} of {wanted} pods run the present policy")
+    else:
+        message = (
+            f"{running} of {wanted} pods run the present policy; the others follow within seconds, or with their "
+            "mounts within a minute or two; the log of the container sluice says why one stays behind"
+        )
+        setter.set("ConfigSynced", False, "PodsBehind", message)
 
 
 def _condition_of(reason: str) -> str:

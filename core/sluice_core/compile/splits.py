@@ -46,7 +46,7 @@ def _rule(split: CanarySplit, routes: Mapping[str, ModelRoute], report: Report) 
         return None
     names = [rule.name for rule in route.spec.rules]
     if reference.rule not in names:
-        message = f"ModelRoute {key} has no rule {reference.rule}; it has {', '.join(names)}"
+        message = f"ModelRoute {key} has no rule {reference.rule}; correct it to one of {', '.join(names)}"
         report.error(_id(split), Reason.RULE_NOT_FOUND, "spec.routeRef.rule", message)
         return None
     return key, reference.rule

@@ -13,6 +13,15 @@ from sluice_core.rollout.states import RUNNING
 _SETTLED: Final = frozenset({Phase.IDLE, Phase.PROMOTED})
 _FAILED: Final = frozenset({Phase.ROLLED_BACK, Phase.ABORTED})
 
+_BASELINE: Final = (
+    "the stable arm itself is above the ceiling, so nothing can be said of the candidate; mend what fails "
+    "there, or raise analysis.errorRate.ceilingPercent"
+)
+_SHARES: Final = (
+    "the arms do not get their shares of the calls, so they cannot be compared; look for one user or retry loop behind "
+    "most calls, or for users whom a cache or a proxy before the pods treats unlike"
+)
+
 
 def conditions_of(
     status: CanarySplitStatus,
@@ -54,8 +63,8 @@ def conditions_of(
     if judgement is not None:
         facts += [
             ("AnalysisHealthy", judgement.verdict.value == "Pass", judgement.verdict.value, judgement.reason),
-            _alarm("BaselineDegraded", raised=judgement.baseline_degraded, text="the stable arm is above the ceiling"),
-            _alarm("SampleRatioMismatch", raised=judgement.share_mismatch, text="arms do not get their shares"),
+            _alarm("BaselineDegraded", raised=judgement.baseline_degraded, text=_BASELINE),
+            _alarm("SampleRatioMismatch", raised=judgement.share_mismatch, text=_SHARES),
         ]
     known = {condition.type: condition for condition in status.conditions}
     for kind, holds, reason, message in facts:
