@@ -6,6 +6,7 @@ so that no value that policy does not name is ever re-encoded. A body in which n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -38,6 +39,16 @@ class _Role(msgspec.Struct, gc=False):
 
 
 _decode_role = msgspec.json.Decoder(_Role).decode
+_COMMA, _CLOSING_BRACKET, _SPACE = 0x2C, 0x5D, frozenset(b" \t\r\n")
+
+
+class _First(msgspec.Struct, array_like=True, gc=False):
+    first: Raw = Raw(b"")
+    second: Raw = Raw(b"")
+    third: Raw = Raw(b"")
+
+
+_decode_first = msgspec.json.Decoder(_First).decode
 
 
 class Edits(Value, frozen=True, kw_only=True):
@@ -146,28 +157,55 @@ class Editor:
         if endpoint is not Endpoint.CHAT_COMPLETIONS or "messages" not in found:
             return False
         try:
-            return self._lead_with_instructions(found, _decode_list(found["messages"]))
+            return self._lead_with_instructions(found, found["messages"])
         except UNREADABLE:
             return False  # not a list of messages: the upstream will say so
 
-    def _lead_with_instructions(self, found: dict[str, Any], messages: list[Raw]) -> bool:
+    def _lead_with_instructions(self, found: dict[str, Any], messages: Raw) -> bool:
         """Replace the leading system and developer messages by one, or by none if the text is empty.
 
         It is a `system` message, which every model and every compatible server takes, unless the call itself used
         `developer`.
         """
-        lead, leading = self._system, 0
-        for message in messages:
+        lead, replaced = self._system, []
+        for message in _in_turn(messages):
             role = _decode_role(message).role
             if role not in ("system", "developer"):
                 break
-            leading += 1
+            replaced.append(message)
             if role == "developer":
                 lead = self._developer
-        if leading == len(lead) and messages[:leading] == lead:
+        if replaced == lead:
             return False
-        found["messages"] = lead + messages[leading:]
+        rest = memoryview(messages)[_end_of(messages, replaced) :]
+        comma = b"," if lead and rest[0] != _CLOSING_BRACKET else b""
+        found["messages"] = Raw(b"".join((b"[", *lead, comma, rest)))
         return True
+
+
+def _in_turn(messages: Raw) -> Iterator[Raw]:
+    """Yield the messages of a conversation. Few are looked at, and slicing all of a long one takes long."""
+    first = [each for each in msgspec.structs.astuple(_decode_first(messages)) if len(each)]
+    yield from first
+    if len(first) == len(_First.__struct_fields__):
+        yield from _decode_list(messages)[len(first) :]
+
+
+def _end_of(messages: Raw, first: list[Raw]) -> int:
+    """Return where a list goes on behind its first items, and behind the comma that follows them."""
+    text = memoryview(messages)
+    position = _behind_space(text, 1)  # behind the bracket
+    for item in first:
+        position = _behind_space(text, position + len(item))
+        if text[position] == _COMMA:
+            position = _behind_space(text, position + 1)
+    return position
+
+
+def _behind_space(text: memoryview, position: int) -> int:
+    while text[position] in _SPACE:
+        position += 1
+    return position
 
 
 def _lead(role: str, text: str | None) -> list[Raw]:

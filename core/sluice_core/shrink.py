@@ -61,7 +61,9 @@ def _first_kept(roles: list[str], sizes: list[int]) -> int | None:
     if len(users) < 2:
         return None
     total = sum(size for role, size in zip(roles, sizes, strict=True) if role not in _INSTRUCTION_ROLES)
+    rest, counted = sum(sizes), 0  # of the messages from `counted` on
     for index in users[1:]:
-        if sum(sizes[index:]) <= total * _KEPT_SHARE:
+        rest, counted = rest - sum(sizes[counted:index]), index
+        if rest <= total * _KEPT_SHARE:
             return index
     return users[-1]

@@ -14,6 +14,7 @@ from sluice_core.api.upstream import Timeouts
 from sluice_core.classify import Failure, Scope, classify_response
 from sluice_core.records import Outcome
 from sluice_core.tap import StreamTap
+from sluice_sidecar.aside import LARGE_BYTES, aside
 from sluice_sidecar.headers import BadFieldError, Field, Fields, RequestFields
 from sluice_sidecar.transport import TransportError, UpstreamRequest, UpstreamResponse, UpstreamTransport
 
@@ -181,7 +182,8 @@ async def _receive_whole(response: UpstreamResponse, decoder: Decoder | None, or
     body = response.take() if decoder is None else None
     if body is None or not response.ended:  # as small as most, it came with its head
         body = await _read(response, decoder, MAX_WHOLE_BYTES, body or b"")
-    answer = read_answer(order.endpoint, response.status, body)
+    place = order.endpoint, response.status
+    answer = read_answer(*place, body) if len(body) <= LARGE_BYTES else await aside(read_answer, *place, body)
     whole = _whole(response, body, answer, decoded=decoder is not None)
     return whole if answer.failure is None else Failed(failure=answer.failure, whole=whole)
 

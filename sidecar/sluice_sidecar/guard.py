@@ -27,6 +27,7 @@ from sluice_core.retry import (
     next_step,
 )
 from sluice_sidecar.admit import ask_for, check_input, name_account, refusal_of
+from sluice_sidecar.aside import LARGE_BYTES, aside
 from sluice_sidecar.attempt import Failed, Opaque, Result, Stream, Whole, attempt
 from sluice_sidecar.breakers import Pass
 from sluice_sidecar.call import Call
@@ -268,7 +269,8 @@ class Guard:
         done = False
         call.sent = True
         try:
-            order = order_for(call, plan, grant.key)
+            large = call.request_bytes > LARGE_BYTES
+            order = await aside(order_for, call, plan, grant.key) if large else order_for(call, plan, grant.key)
             with self._deadlines.until(call.answer_deadline):
                 result = await attempt(plan.upstream.transport, order)
             done = True

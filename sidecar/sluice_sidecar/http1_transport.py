@@ -6,16 +6,19 @@ import asyncio
 import socket
 import ssl
 from collections import deque
+from collections.abc import AsyncIterator
 from typing import Final
 from urllib.parse import urlsplit
 
 from sluice_core.records import Outcome
+from sluice_sidecar.aside import LARGE_BYTES
 from sluice_sidecar.http1_connection import Connection
 from sluice_sidecar.transport import TransportError, UpstreamRequest
 
 MAX_CONNECTIONS: Final = 1000
 _IDLE_CONNECTION_SECONDS: Final = 55.0  # below the minute after which load balancers close
 _SWEEP_SECONDS: Final = 10.0
+PIECE_BYTES: Final = 256 * 1024
 _MAX_STARTS: Final = 256
 _MAX_REMEMBERED_URL: Final = 512
 
@@ -59,7 +62,7 @@ class Http1Transport:
         if connection is None:
             connection = await self._acquire(origin, request.timeouts.connect_seconds)
         try:
-            whole = body if isinstance(body, bytes) else None
+            whole = body if isinstance(body, bytes) and len(body) <= LARGE_BYTES else None
             connection.begin(
                 start + request.lines + _framing(request),
                 whole,
@@ -281,20 +284,28 @@ def _framing(request: UpstreamRequest) -> bytes:
 
 
 async def _send_body(connection: Connection, request: UpstreamRequest) -> None:
-    """Send a body that comes in pieces. The answer may come before its end, and then the rest is not wanted."""
+    """Send a body in pieces. The answer may come before its end, and then the rest is not wanted."""
     body = request.body
-    assert body is not None and not isinstance(body, bytes)  # noqa: S101, PT018 - the caller has looked
-    chunked = request.content_length is None
-    async for piece in body:
+    assert body is not None  # noqa: S101 - the caller has looked
+    chunked = request.content_length is None and not isinstance(body, bytes)
+    async for piece in _pieces(body) if isinstance(body, bytes) else body:
         if piece:
             connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
             await connection.drain()
         if connection.answering:
             connection.unsent = True
             return
+        if not connection.usable:
+            return
     if chunked:
         connection.write(b"0\r\n\r\n")
     connection.expect_within(request.timeouts.first_byte_seconds)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    """Cut a large body up: encrypted in one piece, it would hold up all other calls."""
+    for start in range(0, len(body), PIECE_BYTES):
+        yield body[start : start + PIECE_BYTES]
 
 
 def _close_idle(origin: _Origin) -> None:

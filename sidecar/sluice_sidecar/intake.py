@@ -11,6 +11,7 @@ from aiohttp import web
 from sluice_core.errors import BadRequestError, RefusalCode, refuse
 from sluice_core.records import Outcome
 from sluice_core.request import peek
+from sluice_sidecar.aside import LARGE_BYTES, aside
 from sluice_sidecar.call import Call
 from sluice_sidecar.downstream import MAX_BODY_BYTES, BodyTooLargeError, BrokenBodyError
 from sluice_sidecar.errors import RefusedError
@@ -43,7 +44,10 @@ async def read(call: Call, request: web.BaseRequest, counter: ExactCounter) -> N
     if call.fields.first.get("content-encoding", "identity").lower() != "identity":
         raise _bad_request("A compressed request body is not accepted here; send it plain.")
     try:
-        call.facts = peek(call.endpoint, call.body)
+        if len(call.body) <= LARGE_BYTES:
+            call.facts = peek(call.endpoint, call.body)
+        else:
+            call.facts = await aside(peek, call.endpoint, call.body)
     except BadRequestError as error:
         if kind in ("application/json", ""):
             raise RefusedError(error.refusal(), Outcome.CLIENT_ERROR) from None

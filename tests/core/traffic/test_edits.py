@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -114,6 +115,40 @@ def test_instructions_replace_the_leading_system_text_of_a_chat(before: list[Any
     assert edited(CHAT, {"model": "a", "messages": before}, instructions="new")["messages"] == after
 
 
+_space = st.sampled_from(["", " ", "\n\t ", "\r\n"])
+_turns = st.sampled_from(
+    [
+        '{"role":"system","content":"a, ]b"}',
+        '{"content":"[\\"","role" : "developer"}',
+        '{"role":"user","content":"x"}',
+        '{"role":"user","content":[{"type":"text","text":"]"}]}',
+        "5",
+        '"text"',
+        "null",
+    ]
+)
+
+
+@given(st.lists(_turns, max_size=7), st.lists(_space, min_size=16, max_size=16), st.sampled_from(["new", ""]))
+def test_instructions_lead_a_chat_however_it_is_written(turns: list[str], spaces: list[str], text: str) -> None:
+    """Only the leading texts change, whatever stands between messages; all others stay byte for byte."""
+    gaps = iter(spaces)
+    joined = "".join(f"{',' if at else ''}{next(gaps)}{turn}{next(gaps)}" for at, turn in enumerate(turns))
+    body = f'{{"messages":{next(gaps)}[{joined or next(gaps)}],"model":"a"}}'.encode()
+    parsed = [json.loads(turn) for turn in turns]
+    roles = [turn.get("role", "") if isinstance(turn, dict) else None for turn in parsed]
+    leading = next((at for at, role in enumerate(roles) if role not in ("system", "developer")), len(turns))
+    after = rewrite(CHAT, body, peek(CHAT, body), Edits(instructions=text))
+    if leading < len(turns) and roles[leading] is None:
+        assert after == body, "no list of messages: for the upstream to judge"
+        return
+    role = "developer" if "developer" in roles[:leading] else "system"
+    lead = [{"role": role, "content": text}] if text else []
+    assert json.loads(after) == {"messages": lead + parsed[leading:], "model": "a"}
+    for turn in turns[leading:]:
+        assert turn.encode() in after
+
+
 def test_empty_instructions_remove_the_system_text() -> None:
     """An arm may have no prompt at all."""
     assert edited(CHAT, {"messages": [SYSTEM, USER]}, instructions="")["messages"] == [USER]
@@ -147,6 +182,16 @@ def test_parameters_and_caps(
 ) -> None:
     """A cap only lowers; there is never more than one name for the output limit in a body."""
     assert edited(endpoint, {"model": "a", **members}, **edits) == {"model": "a", **expected}
+
+
+def test_shrinking_a_very_long_conversation_takes_no_longer_than_reading_it() -> None:
+    """The time grows with the length, not with its square."""
+    body = json.dumps({"messages": [USER] * 100_000}).encode()
+    began = time.process_time()
+    smaller = shrink(CHAT, body)
+    assert time.process_time() - began < 5.0
+    assert smaller is not None
+    assert len(json.loads(smaller)["messages"]) == 50_000
 
 
 def test_shrinking_drops_the_oldest_turns_and_keeps_pairs_together() -> None:
