@@ -184,7 +184,8 @@ class CircuitBreaker:
                 self._enter(Event.RECOVERED, now)
 
     def _record_call(self, ok: bool, now: float) -> None:
-        slot = self._turn(now)
+        slot = int(now // self._slot_seconds)
+        slot = slot % SLOTS if slot == self._slot else self._turn(slot)
         self._totals[slot] += 1
         if ok:
             self._consecutive = 0
@@ -219,11 +220,8 @@ class CircuitBreaker:
         self._consecutive = 0
         self._slot: int | None = None
 
-    def _turn(self, now: float) -> int:
-        """Return the index of the slot of this time, with those emptied that have left the window since the last."""
-        slot = int(now // self._slot_seconds)
-        if slot == self._slot:
-            return slot % SLOTS
+    def _turn(self, slot: int) -> int:
+        """Go on to a slot; return its index, with those emptied that have left the window since the last."""
         if self._slot is None:
             self._slot = slot
         for passed in range(self._slot + 1, min(slot, self._slot + SLOTS) + 1):

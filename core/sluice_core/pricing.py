@@ -76,8 +76,17 @@ class _Rates:
         factor = self.tiers.get(tier)
         if factor is None:
             return None
-        into = self._input_cost(usage) if usage.input_has_parts else usage.input_tokens * self.input
-        out = self._output_cost(usage) if usage.output_has_parts else usage.output_tokens * self.output
+        # Nearly always the input is all fresh text and the output all text: then the sums are two products.
+        into, out = usage.input_tokens * self.input, usage.output_tokens * self.output
+        if (
+            usage.cached_input_tokens
+            or usage.cache_write_tokens
+            or usage.audio_input_tokens
+            or usage.image_input_tokens
+        ):
+            into = self._input_cost(usage)
+        if usage.audio_output_tokens or usage.image_output_tokens:
+            out = self._output_cost(usage)
         numerator, denominator = (into + out) * factor[0], _TOKENS_PER_PRICE * factor[1]
         if self.long_above is not None and usage.input_tokens > self.long_above:
             (in_up, in_down), (out_up, out_down) = self.band_input, self.band_output
@@ -87,7 +96,9 @@ class _Rates:
             spoken = self.minute * usage.audio_input_milliseconds * factor[0]
             numerator = numerator * _MILLISECONDS_PER_MINUTE * factor[1] + spoken * denominator
             denominator *= _MILLISECONDS_PER_MINUTE * factor[1]
-        return _round_half_even(numerator, denominator)
+        quotient, remainder = divmod(numerator, denominator)
+        twice = 2 * remainder  # rounded half to even
+        return quotient + (twice > denominator or (twice == denominator and quotient % 2 == 1))
 
     def _input_cost(self, usage: Usage) -> int:
         total = usage.input_tokens
@@ -163,7 +174,9 @@ class PriceBook:
         `model` and `service_tier` are those of the answer, which says what was served, not what was asked for. Without
         `at_unix` the latest prices hold.
         """
-        entries = self._find(model) if model is not None else None
+        if model is None:
+            return None
+        entries = self._known[model] if model in self._known else self._find(model)
         if entries is None:
             return None
         if len(entries) == 1:
@@ -222,9 +235,3 @@ def _ratio(text: str) -> _Ratio:
 
 def _unix_day(day: str) -> float:
     return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC).timestamp() if day else 0.0
-
-
-def _round_half_even(numerator: int, denominator: int) -> int:
-    quotient, remainder = divmod(numerator, denominator)
-    twice = 2 * remainder
-    return quotient + (twice > denominator or (twice == denominator and quotient % 2 == 1))

@@ -28,15 +28,3 @@ class Usage(Value, frozen=True, kw_only=True):
     def total_tokens(self) -> int:
         """Return input and output together."""
         return self.input_tokens + self.output_tokens
-
-    @property
-    def input_has_parts(self) -> bool:
-        """Tell whether the input is not all fresh text, at one price."""
-        return bool(
-            self.cached_input_tokens or self.cache_write_tokens or self.audio_input_tokens or self.image_input_tokens
-        )
-
-    @property
-    def output_has_parts(self) -> bool:
-        """Tell whether the output is not all text, at one price."""
-        return bool(self.audio_output_tokens or self.image_output_tokens)

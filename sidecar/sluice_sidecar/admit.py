@@ -27,14 +27,13 @@ def name_account(call: Call, plan: Plan) -> None:
         call.user_class = value if value in plan.user_classes else None
 
 
-def check_input(call: Call, plan: Plan, estimate: Estimate) -> None:
-    """Refuse an input that is longer than its rule allows.
+def check_input(call: Call, limit: int, estimate: Estimate) -> None:
+    """Refuse an input of more tokens than its rule allows.
 
     Raises:
         RefusedError: it is.
     """
-    limit = plan.candidate.max_input_tokens
-    if limit is not None and estimate.input_tokens > limit:
+    if estimate.input_tokens > limit:
         message = f"The input is about {estimate.input_tokens} tokens long; the rule allows {limit}."
         raise RefusedError(refuse(RefusalCode.INPUT_TOO_LONG, message, policy=call.policy_name))
 

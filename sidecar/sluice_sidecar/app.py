@@ -7,9 +7,11 @@ import contextlib
 import traceback
 from collections.abc import Coroutine
 
+import msgspec
 import structlog
 from aiohttp import web
 
+from sluice_core.api.modelroute import Endpoint
 from sluice_core.classify import Failure
 from sluice_core.errors import Refusal, RefusalCode, refuse
 from sluice_core.records import Outcome
@@ -28,7 +30,7 @@ from sluice_sidecar.realtime import serve_websocket
 from sluice_sidecar.relay import relay_opaque, relay_stream, relay_whole
 from sluice_sidecar.settle import price, settle
 from sluice_sidecar.steering import Candidates
-from sluice_sidecar.target import BadTargetError, parse
+from sluice_sidecar.target import BadTargetError, Target, parse
 from sluice_sidecar.websocket import is_websocket
 
 log = structlog.get_logger()
@@ -37,23 +39,45 @@ _NEVER_PASSED = frozenset({"CONNECT", "TRACE"})
 """The one would turn the upstream's connection into a tunnel, the other would show the application our key."""
 
 
+MAX_OPERATIONS = 256
+LONGEST_KNOWN_PATH = 256
+
+
+class _Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a method and a path mean."""
+
+    target: Target
+    endpoint: Endpoint
+    generating: bool
+
+
 class Proxy:
     """Serves the application's calls."""
 
     def __init__(self, governor: Governor) -> None:
         self._governor = governor
         self._guard = Guard(governor)
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._operations: dict[tuple[str, str], _Operation] = {}
+        self._last_has_left: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request. Every way out leaves the call settled, or in the hands of a task that settles it."""
         downstream = Downstream(request, closing=self._governor.stopping)
-        call = await self._open(request, downstream)
-        if call is None:
+        name = request.method, request.raw_path
+        operation = self._operations.get(name) or await self._find(name, request, downstream)
+        if operation is None:
             return downstream.reply
-        self._enter()
+        call = Call(
+            method=request.method,
+            target=operation.target,
+            endpoint=operation.endpoint,
+            generating=operation.generating,
+            fields=RequestFields(request.raw_headers),
+            downstream=downstream,
+            clock=self._governor.clock,
+        )
+        self._governor.in_flight += 1
         task = asyncio.current_task()
         self._tasks.add(task)  # type: ignore[arg-type] # a handler runs in a task
         try:
@@ -98,13 +122,13 @@ class Proxy:
     def _leave(self, call: Call) -> None:
         settle(call, self._governor)  # 7. price, counts, record, metrics
         self._governor.in_flight -= 1
-        if not self._governor.in_flight:
-            self._idle.set()
+        if self._last_has_left is not None and not self._governor.in_flight:
+            self._last_has_left.set()
 
     # --- the stages, in so far as they are not modules of their own
 
-    async def _open(self, request: web.BaseRequest, downstream: Downstream) -> Call | None:
-        """Return the call that a request is, or answer it here if it is none."""
+    async def _find(self, name: tuple[str, str], request: web.BaseRequest, downstream: Downstream) -> _Operation | None:
+        """Return what a request wants to do, and remember that, or answer the request here if it is no call."""
         try:
             target = parse(request.raw_path)
         except BadTargetError as error:
@@ -116,19 +140,16 @@ class Proxy:
         if target is None:
             await self._own_page(request, downstream)
             return None
-        return Call(
-            method=request.method,
+        operation = _Operation(
             target=target,
             endpoint=endpoint_of(request.method, target.plain),
             generating=generates(request.method, target.plain),
-            fields=RequestFields(request.raw_headers),
-            downstream=downstream,
-            clock=self._governor.clock,
         )
-
-    def _enter(self) -> None:
-        self._governor.in_flight += 1
-        self._idle.clear()
+        if len(self._operations) >= MAX_OPERATIONS:
+            self._operations.clear()
+        if len(request.raw_path) <= LONGEST_KNOWN_PATH:
+            self._operations[name] = operation
+        return operation
 
     def _route(self, call: Call) -> Candidates:
         view = self._governor.view()
@@ -137,7 +158,9 @@ class Proxy:
                 refuse(RefusalCode.NOT_CONFIGURED, "No policy has been read yet.", retry_after_seconds=1.0)
             )
         call.namespace = view.policy.namespace
-        candidates = view.steering.steer(call, self._governor.pinned_arm(call))
+        facts = call.facts
+        continues = facts.previous_response_id is not None or facts.conversation is not None
+        candidates = view.steering.steer(call, self._governor.pinned_arm(call) if continues else None)
         if call.keeps_authorization:
             call.fields.keep_authorization()
         call.deadline = call.started + call.total_seconds
@@ -242,7 +265,9 @@ class Proxy:
 
     async def idle(self) -> None:
         """Wait until no call is in flight."""
-        await self._idle.wait()
+        while self._governor.in_flight:
+            self._last_has_left = asyncio.Event()
+            await self._last_has_left.wait()
 
     def break_off_all(self) -> None:
         """End every call that is in flight: its application is told, as far as its stream allows."""

@@ -13,7 +13,6 @@ import msgspec
 from sluice_core.api.upstream import Breaker
 from sluice_core.breaker import CircuitBreaker, Permit, Rejected, State, counts, stops
 from sluice_core.classify import Failure, Scope
-from sluice_core.records import Outcome
 
 MAX_BREAKERS = 4096
 """Model names come from callers; beyond this many, breakers that are closed are forgotten."""
@@ -88,10 +87,12 @@ class Breakers:
 
         `repeated` says that an earlier attempt of the same call, with another key, failed in the same way.
         """
-        outcome = failure.outcome if failure is not None else Outcome.SUCCESS
-        self._give_back(leave, counts(outcome, repeated=repeated), now)
-        scope = stops(failure) if failure is not None else None
-        if failure is not None and scope is not None and leave.place[2] is not None:
+        if failure is None:
+            self._give_back(leave, True, now)
+            return
+        self._give_back(leave, counts(failure.outcome, repeated=repeated), now)
+        scope = stops(failure)
+        if scope is not None and leave.place[2] is not None:
             self._stop(leave.place, failure, scope, now)
 
     def cancel(self, leave: Pass, now: float) -> None:

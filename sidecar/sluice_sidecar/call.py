@@ -19,16 +19,14 @@ from sluice_sidecar.downstream import Downstream
 from sluice_sidecar.headers import RequestFields
 from sluice_sidecar.target import Target
 
+LONGEST_NAME = 128
+"""Names that callers and upstreams choose are cut to so many characters in records."""
+
 LONGEST_REMEMBERED_KEY = 256
 MAX_HASHED_BYTES = 256 * 1024
 """Bodies up to this size get a hash in their record; beyond it hashing would hold up other calls."""
 
 _NO_BUDGETS: Mapping[str, Budget] = {}
-
-
-def new_call_id() -> str:
-    """Return an id that no other call has."""
-    return f"call-{random.getrandbits(96):024x}"
 
 
 def user_hash(namespace: str, key: str) -> str:
@@ -130,7 +128,7 @@ class Call:
         downstream: Downstream,
         clock: Callable[[], float],
     ) -> None:
-        self.id = new_call_id()
+        self.id = f"call-{random.getrandbits(96):024x}"
         self.clock = clock
         self.method = method
         self.target = target
@@ -209,6 +207,7 @@ class Call:
         facts, assignment, rule, allocation = self.facts, self.assignment, self.rule, self.allocation
         split = rule.split if rule is not None else None
         first_token_at = self.first_token_at
+        client_request_id = self.fields.first.get("x-client-request-id")
         return CallRecord(
             call_id=self.id,
             time=self.unix_time,
@@ -216,10 +215,10 @@ class Call:
             endpoint=self.endpoint,
             method=self.method,
             stream=facts.stream,
-            requested_model=_bounded(facts.model),
-            model=_bounded(self.model),
-            served_model=_bounded(self.served_model),
-            service_tier=_bounded(self.service_tier),
+            requested_model=facts.model and facts.model[:LONGEST_NAME],
+            model=self.model and self.model[:LONGEST_NAME],
+            served_model=self.served_model and self.served_model[:LONGEST_NAME],
+            service_tier=self.service_tier and self.service_tier[:LONGEST_NAME],
             route=self.route_key,
             rule=rule.name if rule is not None else None,
             target=self.target_name,
@@ -239,7 +238,7 @@ class Call:
             arm_forced=assignment.forced if assignment is not None else False,
             status=self.status,
             outcome=self.outcome or Outcome.CLIENT_CLOSED,
-            error_code=_bounded(self.error_code),
+            error_code=self.error_code and self.error_code[:LONGEST_NAME],
             refused_by=self.refused_by,
             would_refuse=self.would_refuse,
             attempts=tuple(self.attempts),
@@ -254,18 +253,14 @@ class Call:
             usage=self.usage,
             usage_estimated=self.usage_estimated,
             cost_usd_micros=self.cost_usd_micros,
-            finish_reason=_bounded(self.finish_reason),
+            finish_reason=self.finish_reason and self.finish_reason[:LONGEST_NAME],
             request_bytes=self.request_bytes,
             response_bytes=self.downstream.bytes_written,
             request_sha256=_digest(self.body),
-            client_request_id=_bounded(self.fields.first.get("x-client-request-id")),
-            upstream_request_id=_bounded(self.upstream_request_id),
+            client_request_id=client_request_id and client_request_id[:LONGEST_NAME],
+            upstream_request_id=self.upstream_request_id and self.upstream_request_id[:LONGEST_NAME],
             traceparent=self.traceparent or None,
         )
-
-
-def _bounded(text: str | None) -> str | None:
-    return text if text is None or len(text) <= 128 else text[:128]
 
 
 def _digest(body: bytes | None) -> str | None:

@@ -9,42 +9,33 @@ from types import TracebackType
 class Deadlines:
     """Watches over the tasks that have a deadline."""
 
-    __slots__ = ("_live", "_next", "_timer")
+    __slots__ = ("_timer", "live", "next")
 
     def __init__(self) -> None:
-        self._live: set[Deadline] = set()
-        self._next = float("inf")
+        self.live: set[Deadline] = set()
+        self.next = float("inf")
         self._timer: asyncio.TimerHandle | None = None
 
     def until(self, when: float) -> Deadline:
         """Return a context that is cancelled at `when`, by the loop's clock, and then raises TimeoutError."""
         return Deadline(self, when)
 
-    def add(self, deadline: Deadline) -> None:
-        """Watch over a task from now on."""
-        self._live.add(deadline)
-        if deadline.when < self._next:
-            self._arm(deadline.when)
-
-    def discard(self, deadline: Deadline) -> None:
-        """Forget a task. The timer stays: it looks for what is due when it fires, and most calls end long before."""
-        self._live.discard(deadline)
-
-    def _arm(self, when: float) -> None:
+    def arm(self, when: float) -> None:
+        """Set the timer for this time, which is sooner than what it was set for."""
         if self._timer is not None:
             self._timer.cancel()
-        self._next = when
+        self.next = when
         self._timer = asyncio.get_running_loop().call_at(when, self._fire)
 
     def _fire(self) -> None:
-        self._timer, self._next = None, float("inf")
+        self._timer, self.next = None, float("inf")
         now = asyncio.get_running_loop().time()
-        for each in tuple(self._live):
+        for each in tuple(self.live):
             if each.when <= now:
-                self._live.discard(each)
+                self.live.discard(each)
                 each.expire()
-        if self._live:
-            self._arm(min(each.when for each in self._live))
+        if self.live:
+            self.arm(min(each.when for each in self.live))
 
 
 class Deadline:
@@ -63,12 +54,15 @@ class Deadline:
         self._task = asyncio.current_task()
         assert self._task is not None  # noqa: S101 - only tasks can be cancelled
         self._cancelling = self._task.cancelling()
-        self._deadlines.add(self)
+        deadlines = self._deadlines
+        deadlines.live.add(self)
+        if self.when < deadlines.next:
+            deadlines.arm(self.when)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._deadlines.discard(self)
+        self._deadlines.live.discard(self)  # the timer stays: it looks for what is due when it fires
         # Only our own cancellation becomes a time-out; one from outside, even at the same moment, stays what it is.
         if (
             self._expired

@@ -38,7 +38,7 @@ from sluice_sidecar.governor import Governor
 from sluice_sidecar.grant import Grant
 from sluice_sidecar.journey import Journey, next_fallback
 from sluice_sidecar.order import order_for
-from sluice_sidecar.plan import Plan, degraded_plan, plan_for, smaller
+from sluice_sidecar.plan import Plan, degraded_plan, smaller
 from sluice_sidecar.refusals import circuit_open, no_credential
 from sluice_sidecar.relay import TOO_LATE
 from sluice_sidecar.spent import affordable, degradation
@@ -175,7 +175,9 @@ class Guard:
         return affordable(call, self._admission, candidates)
 
     def _name_account(self, call: Call, candidate: Candidate, upstream: Upstream) -> Plan:
-        plan = plan_for(candidate, upstream, self._admission.account(candidate.upstream))
+        plan = candidate.plan
+        if plan is None or plan.upstream is not upstream:  # the first call, or the upstream has gone and come back
+            plan = candidate.plan = Plan(candidate, upstream, self._admission.account(candidate.upstream))
         name_account(call, plan)
         return plan
 
@@ -198,7 +200,8 @@ class Guard:
         facts = call.facts
         estimate = self._estimator.estimate(facts, call.model, smaller(plan.max_output_tokens, facts.max_output_tokens))
         if first:
-            check_input(call, plan, estimate)
+            if plan.candidate.max_input_tokens is not None:
+                check_input(call, plan.candidate.max_input_tokens, estimate)
             plan.upstream.retry_budget.count_call(call.clock())
         call.reserved_tokens, call.estimated_input_tokens = estimate.tokens, estimate.input_tokens
         return ask_for(call, plan.upstream, estimate) if call.generating else Ask()
@@ -284,15 +287,13 @@ class Guard:
 
     def _note_pace(self, grant: Grant, result: Result) -> None:
         upstream, model, now = grant.upstream.policy.key, grant.model, self._governor.clock()
-        match result:
-            case Failed(failure=failure):
-                if failure.outcome is Outcome.THROTTLED:
-                    slow_down = failure.code == "slow_down"
-                    self._pacing.throttled(upstream, model, grant.started, now, slow_down=slow_down)
-            case Whole(fields=fields):
-                self._pacing.answered(upstream, model, fields, now)
-            case Stream(response=response) | Opaque(response=response):
-                self._pacing.answered(upstream, model, response.fields, now)
+        if isinstance(result, Whole):
+            self._pacing.answered(upstream, model, result.fields, now)
+        elif not isinstance(result, Failed):
+            self._pacing.answered(upstream, model, result.response.fields, now)
+        elif result.failure.outcome is Outcome.THROTTLED:
+            slow_down = result.failure.code == "slow_down"
+            self._pacing.throttled(upstream, model, grant.started, now, slow_down=slow_down)
 
     def _after(self, journey: Journey, plan: Plan, failure: Failure, tried: set[str | None]) -> Step:
         call = journey.call

@@ -33,20 +33,20 @@ class Plan:
     )
 
     def __init__(
-        self, candidate: Candidate, upstream: Upstream, account: Account, max_output_tokens: int | None
+        self, candidate: Candidate, upstream: Upstream, account: Account, max_output_tokens: int | None = None
     ) -> None:
-        """`max_output_tokens` caps what calls may ask for."""
+        """`max_output_tokens` is a cap below the rule's own on what calls may ask for."""
         self.candidate = candidate
         self.upstream = upstream
         self.key = upstream.policy.key
         self.account = account
-        self.max_output_tokens = max_output_tokens
+        self.max_output_tokens = smaller(candidate.max_output_tokens, max_output_tokens)
         self.budgets = budgets_of(account.quota, account.allocation)
         arm, allocation = candidate.arm, account.allocation
         edits = Edits(
             instructions=arm.instructions if arm is not None else None,
             overrides=arm.overrides if arm is not None else {},
-            max_output_tokens=max_output_tokens,
+            max_output_tokens=self.max_output_tokens,
         )
         self.editor = Editor(edits)
         self.edited = _edited(edits)
@@ -65,18 +65,11 @@ class Plan:
                 self.user_classes = frozenset(each.value for each in per_user.classes)
 
 
-def plan_for(candidate: Candidate, upstream: Upstream, account: Account) -> Plan:
-    """Return how a candidate is tried; it remembers that."""
-    plan = candidate.plan
-    if plan is None or plan.upstream is not upstream:  # else the upstream has gone and come back in mid-call
-        plan = candidate.plan = Plan(candidate, upstream, account, candidate.max_output_tokens)
-    return plan
-
-
 def degraded_plan(plan: Plan, max_output_tokens: int | None) -> Plan:
     """Return the plan with a lower cap, if it is one."""
-    smallest = smaller(plan.max_output_tokens, max_output_tokens)
-    return plan if smallest == plan.max_output_tokens else Plan(plan.candidate, plan.upstream, plan.account, smallest)
+    if smaller(plan.max_output_tokens, max_output_tokens) == plan.max_output_tokens:
+        return plan
+    return Plan(plan.candidate, plan.upstream, plan.account, max_output_tokens)
 
 
 def smaller(first: int | None, second: int | None) -> int | None:

@@ -24,13 +24,16 @@ NO_KEY = Key()
 
 
 class Upstream:
-    """The live state of one upstream. It survives a change of policy while address and authority stay the same."""
+    """The live state of one upstream. It survives a change of policy while address and authority stay the same.
+
+    `keys` are those there are, in the order in which they are tried; none if all files are missing.
+    """
 
     __slots__ = (
         "_credentials",
-        "_keys",
         "base",
         "in_use",
+        "keys",
         "own_fields",
         "policy",
         "prices",
@@ -67,17 +70,12 @@ class Upstream:
             for each in self.policy.credentials
             if (secret := self._credentials.get(each.file)) is not None
         )
-        self._keys = tuple(found) if self.policy.credentials else (NO_KEY,)
+        self.keys = tuple(found) if self.policy.credentials else (NO_KEY,)
 
     async def close(self) -> None:
         """Close all connections."""
         await self.transport.close()
         await self.websockets.close()
-
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        """Return the keys there are, in the order in which they are tried; none if all files are missing."""
-        return self._keys
 
 
 def _own_fields(policy: UpstreamPolicy) -> list[Field]:

@@ -23,11 +23,13 @@ class Admission:
     `sole` says that there is no other pod, so that no leases are needed: local mode, tests.
     """
 
-    __slots__ = ("_accounts", "_exhausted", "_max_users", "_next_id", "_retired", "_sole")
+    __slots__ = ("_accounts", "_exhausted", "_max_users", "_next_id", "_retired", "_sole", "anything_spent")
 
     def __init__(self, *, sole: bool = False, max_users: int = 10_000) -> None:
         self._accounts: dict[str, Account] = {}
         self._exhausted: dict[str, float] = {}
+        self.anything_spent = False
+        """Whether any budget at all is spent."""
         self._max_users = max_users
         self._next_id = 0
         self._retired: dict[str, Account] = {}  # an upstream that comes back finds its use again
@@ -225,11 +227,7 @@ class Admission:
     def apply_exhausted(self, exhausted: Iterable[Exhausted], *, now: float, unix_now: float) -> None:
         """Replace the set of spent budgets. Their names are those of `budget_names`."""
         self._exhausted = {each.budget: now + (each.until - unix_now) for each in exhausted}
-
-    @property
-    def anything_spent(self) -> bool:
-        """Tell whether any budget at all is spent."""
-        return bool(self._exhausted)
+        self.anything_spent = bool(self._exhausted)
 
     def exhausted_budget(self, upstream: str, now: float) -> tuple[Budget, float] | None:
         """Return the spent budget of calls to this upstream, and until when; one that rejects comes first."""

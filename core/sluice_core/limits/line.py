@@ -16,7 +16,7 @@ AGED_PART: Final = 16
 BACKFILL: Final = 16
 CLASSES: Final = tuple(Priority)
 
-_RANKS: Final = {priority: rank for rank, priority in enumerate(CLASSES)}
+RANKS: Final = {priority: rank for rank, priority in enumerate(CLASSES)}
 
 Reserve = Callable[[str, Ask, int, float], Admitted | Wait | Refused]
 """How a call of a rank is reserved: upstream, ask, rank, now."""
@@ -146,4 +146,4 @@ class Line:
 
 def rank_of(waiter: Waiter) -> int:
     """Return the class that a call waits in, 0 the highest."""
-    return min(_RANKS[waiter.priority] + waiter.retry, len(CLASSES) - 1)
+    return min(RANKS[waiter.priority] + waiter.retry, len(CLASSES) - 1)

@@ -142,10 +142,16 @@ class RateMeter(Meter):
         return self.window.take(amount, now)
 
     def take_if_fits(self, amount: int, now: float) -> int | None:
-        allowance = self.allowance
-        if not allowance.ceiling:
-            return self.window.take(amount, now)
-        return self.window.take_within(allowance.amount(now), amount, now)
+        # `fits` and then `take`, without the steps between: every call of the application goes through several meters.
+        allowance, window = self.allowance, self.window
+        if now >= window.newest_ends:
+            window.expire(now)
+        if allowance.ceiling and window.used + amount > allowance.amount(now):
+            return None
+        slot, amounts = window.newest, window.amounts
+        amounts[slot] = amounts.get(slot, 0) + amount
+        window.used += amount
+        return slot
 
     def adjust(self, slot: int, delta: int, now: float) -> None:
         self.window.adjust(slot, delta, now)
@@ -191,7 +197,10 @@ class SlotMeter(Meter):
         return self.slots.take(now) if amount else 0
 
     def take_if_fits(self, amount: int, now: float) -> int | None:
-        return self.take(amount, now) if self.fits(amount, now) else None
+        allowance, slots = self.allowance, self.slots
+        if allowance.ceiling and slots.expire(now) + amount > allowance.amount(now):
+            return None
+        return slots.take(now) if amount else 0
 
     def adjust(self, slot: int, delta: int, now: float) -> None:
         if delta < 0:

@@ -33,7 +33,7 @@ from sluice_core.api.quotaallocation import Priority
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
 from sluice_core.limits.fair import Waiting
-from sluice_core.limits.line import AGEING_SECONDS, CLASSES, Line, Waiter, rank_of
+from sluice_core.limits.line import AGEING_SECONDS, CLASSES, RANKS, Line, Waiter, rank_of
 
 MAX_LINE: Final = 10_000
 
@@ -68,7 +68,7 @@ class TimedOut(Struct, frozen=True, kw_only=True):
 
 
 class WaitingLine:
-    """The line in front of all limits of one pod. Every call goes through `submit`, or it would jump the line."""
+    """The line in front of all limits of one pod. Calls go through `walk_in` or `submit`, or they would jump it."""
 
     __slots__ = ("_admission", "_deadlines", "_lines", "_waiting")
 
@@ -80,6 +80,13 @@ class WaitingLine:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def walk_in(self, upstream: str, ask: Ask, priority: Priority, retry: int, now: float) -> Admitted | None:
+        """Admit a call that nobody is ahead of and for which there is enough, as most; None if it is for `submit`."""
+        if self._lines or RANKS[priority] + retry >= _SPREAD_FROM:
+            return None
+        answer = self._admission.reserve(upstream, ask, now)
+        return answer if isinstance(answer, Admitted) else None
 
     def submit(self, waiter: Waiter, now: float) -> Admitted | Entered | Refused:
         """Admit the call if it may go at once, else let it wait, else refuse it."""

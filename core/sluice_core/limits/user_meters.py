@@ -121,7 +121,10 @@ class UserMoneyMeter(Meter):
         return self._serial
 
     def take_if_fits(self, amount: int, now: float) -> int | None:
-        return self.take(amount, now) if self.fits(amount, now) else None
+        allowance = self.allowance
+        if allowance.ceiling and self.used(now) + amount > allowance.amount(now):
+            return None
+        return self.take(amount, now)
 
     def adjust(self, slot: int, delta: int, now: float) -> None:
         # What a call cost more than was reserved for it counts on the day on which that is known.

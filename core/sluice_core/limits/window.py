@@ -16,7 +16,7 @@ class SlidingWindow:
     Memory and the cost of a step are bounded by the number of slots; an idle window is empty.
     """
 
-    __slots__ = ("_amounts", "_newest", "_newest_ends", "slot_seconds", "slots", "used", "window_seconds")
+    __slots__ = ("amounts", "newest", "newest_ends", "slot_seconds", "slots", "used", "window_seconds")
 
     def __init__(self, window_seconds: float, slot_seconds: float) -> None:
         self.window_seconds = window_seconds
@@ -24,19 +24,21 @@ class SlidingWindow:
         self.used = 0
         """Use within the window, as of the last call of `expire`."""
         self.slots = math.ceil(window_seconds / slot_seconds)
-        self._amounts: dict[int, int] = {}  # by slot; grows at its end, shrinks at its beginning
-        self._newest = -(2**62)
-        self._newest_ends = -math.inf
+        self.amounts: dict[int, int] = {}
+        """What was used in each slot; it grows at its end and shrinks at its beginning."""
+        self.newest = -(2**62)
+        """The slot of the last step; it is over at `newest_ends`."""
+        self.newest_ends = -math.inf
 
     def expire(self, now: float) -> int:
         """Drop what is older than the window; return what is used within it."""
-        if now < self._newest_ends:  # most calls come within the slot of the one before
+        if now < self.newest_ends:  # most calls come within the slot of the one before
             return self.used
         slot = int(now // self.slot_seconds)
-        if slot > self._newest:
-            self._newest = slot
-            self._newest_ends = (slot + 1) * self.slot_seconds
-            amounts, oldest = self._amounts, slot - self.slots
+        if slot > self.newest:
+            self.newest = slot
+            self.newest_ends = (slot + 1) * self.slot_seconds
+            amounts, oldest = self.amounts, slot - self.slots
             while amounts:
                 first = next(iter(amounts))
                 if first >= oldest:
@@ -46,20 +48,9 @@ class SlidingWindow:
 
     def take(self, amount: int, now: float) -> int:
         """Use `amount` now; return the slot that it is in, for `adjust`."""
-        if now >= self._newest_ends:
+        if now >= self.newest_ends:
             self.expire(now)
-        slot, amounts = self._newest, self._amounts
-        amounts[slot] = amounts.get(slot, 0) + amount
-        self.used += amount
-        return slot
-
-    def take_within(self, limit: int, amount: int, now: float) -> int | None:
-        """Use `amount` now if no more than `limit` is used then; return as `take` does, None if it does not fit."""
-        if now >= self._newest_ends:
-            self.expire(now)
-        if self.used + amount > limit:
-            return None
-        slot, amounts = self._newest, self._amounts
+        slot, amounts = self.newest, self.amounts
         amounts[slot] = amounts.get(slot, 0) + amount
         self.used += amount
         return slot
@@ -70,10 +61,10 @@ class SlidingWindow:
         Once that slot is over, a refund has nothing left to give back. A charge then counts from now on, so that a call
         that outlives its window still pays for what it used.
         """
-        if now >= self._newest_ends:
+        if now >= self.newest_ends:
             self.expire(now)
-        if slot in self._amounts:
-            self._amounts[slot] += delta
+        if slot in self.amounts:
+            self.amounts[slot] += delta
             self.used += delta
         elif delta > 0:
             self.take(delta, now)
@@ -81,11 +72,11 @@ class SlidingWindow:
     def recent(self, slots: int, now: float) -> int:
         """Return what was used in the last few slots, the present one included."""
         self.expire(now)
-        oldest, total = self._newest - slots, 0
-        for slot in reversed(self._amounts):
+        oldest, total = self.newest - slots, 0
+        for slot in reversed(self.amounts):
             if slot <= oldest:
                 break
-            total += self._amounts[slot]
+            total += self.amounts[slot]
         return total
 
     def earliest(self, amount: int, limit: int, now: float, slots: int | None = None) -> float | None:
@@ -100,8 +91,8 @@ class SlidingWindow:
         if amount > limit:
             return None
         length = self.slots if slots is None else slots
-        oldest = self._newest - length
-        for slot, taken in self._amounts.items():
+        oldest = self.newest - length
+        for slot, taken in self.amounts.items():
             if slots is not None and slot <= oldest:
                 continue
             excess -= taken

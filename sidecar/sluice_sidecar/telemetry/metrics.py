@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from sluice_core.records import CallRecord, Outcome
 from sluice_core.usage import Usage
-from sluice_sidecar.telemetry.series import CallCollector, CallSeries, Labels
+from sluice_sidecar.telemetry.series import AttemptCollector, CallCollector, CallSeries, Labels
 
 OTHER = "other"
 NONE = ""
@@ -25,7 +25,6 @@ class _Families:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
-        self.attempts = counter("sluice_attempts", "Tries at an upstream, by how they ended.", "upstream", "outcome")
         self.retries = counter("sluice_retries", "Attempts after the first, by the cause of it.", "upstream", "cause")
         self.fallbacks = counter("sluice_fallbacks", "Calls answered by a fallback.", "route")
         self.degraded = counter(
@@ -46,8 +45,9 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._kinds: dict[Labels, CallSeries] = {}
         self._known: dict[tuple[str | None, ...], CallSeries] = {}  # by what records say, to spare making labels
-        self._attempted: dict[tuple[str, Outcome], Counter] = {}
+        self._attempted: dict[tuple[str, Outcome], int] = {}
         self.registry.register(CallCollector(self._kinds))
+        self.registry.register(AttemptCollector(self._attempted))
         self._families = _Families(self.registry)
         self.known_models: frozenset[str] = frozenset()
 
@@ -117,10 +117,7 @@ class Metrics:
     def _attempts(self, record: CallRecord) -> None:
         for attempt in record.attempts:
             name = attempt.upstream, attempt.outcome
-            counter = self._attempted.get(name)
-            if counter is None:
-                counter = self._attempted[name] = self._families.attempts.labels(*name)
-            counter.inc()
+            self._attempted[name] = self._attempted.get(name, 0) + 1
             if attempt.outcome is Outcome.CREDENTIAL_ERROR:
                 self._families.credential_errors.labels(attempt.upstream, attempt.credential or NONE).inc()
 

@@ -184,6 +184,21 @@ class CallCollector(Collector):
             yield _histogram(histogram, sums)
 
 
+class AttemptCollector(Collector):
+    """Makes a metric of the number of attempts by upstream and outcome."""
+
+    def __init__(self, attempted: dict[tuple[str, Outcome], int]) -> None:
+        self._attempted = attempted
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the family."""
+        text = "Tries at an upstream, by how they ended."
+        metric = CounterMetricFamily("sluice_attempts", text, labels=("upstream", "outcome"))
+        for (upstream, outcome), number in list(self._attempted.items()):
+            metric.add_metric((upstream, outcome.value), number)
+        yield metric
+
+
 def _counter(family: _CounterFamily, totals: dict[tuple[str, ...], float]) -> Metric:
     metric = CounterMetricFamily(family.name, family.text, labels=family.labels)
     for values, amount in totals.items():
