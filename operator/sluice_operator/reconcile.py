@@ -14,7 +14,7 @@ import structlog
 
 from sluice_core.api.base import ObjectMeta, Status
 from sluice_core.api.canarysplit_status import CanarySplit
-from sluice_core.api.modelroute import ModelRoute, ModelRouteStatus
+from sluice_core.api.modelroute import ModelRoute, ModelRouteStatus, targets_text
 from sluice_core.api.quotaallocation import QuotaAllocation, QuotaAllocationStatus
 from sluice_core.api.upstream import Upstream, UpstreamStatus
 from sluice_core.compile import Compiled, Problem, Severity
@@ -269,7 +269,7 @@ class Reconciler:
             case ModelRoute() as route if isinstance(status, ModelRouteStatus):
                 pods = inputs.pods.get(route.metadata.namespace, ())
                 selected = sum(route.spec.workloads.matches(labels) for labels in pods)
-                status = msgspec.structs.replace(status, pods=selected)
+                status = msgspec.structs.replace(status, pods=selected, targets=targets_text(route.spec))
             case QuotaAllocation() as quota if isinstance(status, QuotaAllocationStatus):
                 figures = self._fleet.quota_status(quota.key, self._wall())
                 if figures is not None:

@@ -15,7 +15,7 @@ from sluice_cli.dev.judges import EnvironmentSecrets
 from sluice_core.api.base import Condition, ConditionStatus
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.manifests import AnyResource
-from sluice_core.api.modelroute import ModelRoute
+from sluice_core.api.modelroute import ModelRoute, targets_text
 from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.api.upstream import Upstream
 from sluice_core.compile import Compiled, Problem, ResourceId, Severity, compile_namespaces
@@ -138,7 +138,9 @@ class LocalPlane:
             case ModelRoute():
                 labels = pods.get(resource.metadata.namespace, ())
                 status = msgspec.structs.replace(
-                    resource.status, pods=sum(resource.spec.workloads.matches(each) for each in labels)
+                    resource.status,
+                    targets=targets_text(resource.spec),
+                    pods=sum(resource.spec.workloads.matches(each) for each in labels),
                 )
             case CanarySplit():
                 status = resource.status

@@ -107,6 +107,7 @@ KINDS: tuple[Kind, ...] = (
         columns=(
             _READY,
             _REASON,
+            Column(name="Targets", path=".status.targets"),
             Column(name="Pods", path=".status.pods", type="integer"),
             _PODS,
             _AGE,

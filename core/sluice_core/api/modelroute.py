@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
@@ -19,6 +19,9 @@ from sluice_core.api.base import (
     keyed_by,
     rules,
 )
+
+_NAMED_TARGETS: Final = 3
+_TARGETS_CHARACTERS: Final = 256
 
 
 class Endpoint(StrEnum):
@@ -195,6 +198,9 @@ class ModelRouteSpec(Value, frozen=True, kw_only=True):
 class ModelRouteStatus(Status, frozen=True, kw_only=True):
     """What is observed about a route."""
 
+    targets: Annotated[
+        str, Meta(max_length=_TARGETS_CHARACTERS, description="Where calls go in the first place, as upstream/model.")
+    ] = ""
     pods: Annotated[int, Meta(ge=0, description="Pods that use this route.")] = 0
     synced_pods: Annotated[
         str, Meta(max_length=32, description='Pods that run the current policy, such as "12/12".')
@@ -209,3 +215,12 @@ class ModelRoute(Resource, frozen=True, kw_only=True):
 
 
 SPEC_RULES: dict[str, Any] = {}
+
+
+def targets_text(spec: ModelRouteSpec) -> str:
+    """Return where the calls of a route go in the first place, for a column: `openai/gpt-4.1-mini, azure`."""
+    targets = [target for rule in spec.rules for target in rule.targets]
+    names = list(dict.fromkeys("/".join(filter(None, (each.upstream_ref.name, each.model))) for each in targets))
+    more = f" and {len(names) - _NAMED_TARGETS} more" if len(names) > _NAMED_TARGETS else ""
+    text = ", ".join(names[:_NAMED_TARGETS]) + more
+    return text if len(text) <= _TARGETS_CHARACTERS else text[: _TARGETS_CHARACTERS - 1] + "…"

@@ -6,10 +6,13 @@ in this order: harm, deadline, the end of the step. The same tick twice decides 
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from sluice_core.api.canarysplit import OnInconclusive
 from sluice_core.api.canarysplit_status import CanarySplit, CanarySplitStatus, Phase, Verdict
+from sluice_core.api.conditions import rfc3339 as whole_seconds
 from sluice_core.rollout import evidence as memory
 from sluice_core.rollout import requests, webhooks
 from sluice_core.rollout.conditions import conditions_of
@@ -202,7 +205,8 @@ def _next_transition(draft: Draft) -> str:
     status = draft.status
     if status.phase not in {Phase.PROGRESSING, Phase.WATCHING} or not status.baking_since:
         return ""
-    return rfc3339(unix_seconds(status.baking_since) + draft.step.bake_seconds)
+    # For people, who read it in a column: whole seconds, and never before the moment itself.
+    return whole_seconds(math.ceil(unix_seconds(status.baking_since) + draft.step.bake_seconds))
 
 
 def _reason(draft: Draft, judgement: Judgement | None, *, converged: bool) -> str:
