@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from sluice_core.limits.adaptive import Pacer
+from sluice_core.limits.adaptive import LOW_PERCENT, Pacer
 from sluice_core.limits.admission import Admission
+from sluice_core.limits.keys import Dimension
 from sluice_core.ratelimit_headers import read_limits
 from sluice_core.sync import LimitObservation
 from sluice_sidecar.headers import Fields
@@ -22,24 +23,21 @@ _Place = tuple[str, str]
 class Pacing:
     """The pace of calls by upstream and model."""
 
-    __slots__ = ("_admission", "_looked_at", "_observed", "_pacers")
+    __slots__ = ("_admission", "_looked_at", "_observed", "_pacers", "_slowed")
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._pacers: dict[_Place, Pacer] = {}
         self._looked_at: dict[_Place, float] = {}
         self._observed: dict[tuple[str, str, str], LimitObservation] = {}
+        self._slowed: set[_Place] = set()  # limits that are not used in full, by upstream and pattern
 
     def throttled(self, upstream: str, model: str | None, sent_at: float, now: float, *, slow_down: bool) -> None:
         """Take note of a 429 to a call that was sent at `sent_at`."""
-        place = (upstream, model or "")
-        pacer = self._pacers.get(place)
-        if pacer is None:
-            if len(self._pacers) >= MAX_PACED:
-                return
-            pacer = self._pacers[place] = Pacer()
-        pacer.throttled(sent_at, now, slow_down=slow_down)
-        self._apply(place, pacer, now)
+        pacer = self._pacer(upstream, model)
+        if pacer is not None:
+            pacer.throttled(sent_at, now, slow_down=slow_down)
+            self._apply(now)
 
     def answered(self, upstream: str, model: str | None, fields: Fields, now: float) -> None:
         """Take note of a call that was let through, and from time to time of what its answer says is left."""
@@ -61,20 +59,41 @@ class Pacing:
                 limit=limit.limit,
                 remaining=limit.remaining,
             )
+            governed = self._governs(upstream, model, limit.dimension)
+            if pacer is None and not governed and limit.remaining_percent < LOW_PERCENT:
+                pacer = self._pacer(upstream, model)
             if pacer is not None:
-                pacer.observed(limit.remaining_percent, now, governed=True)
+                pacer.observed(limit.remaining_percent, now, governed=governed)
 
     def tick(self, now: float) -> None:
         """Let paces recover with time; forget those that have."""
-        for place, pacer in list(self._pacers.items()):
-            if self._apply(place, pacer, now) >= 1.0:
-                del self._pacers[place]
+        if self._pacers or self._slowed:
+            self._apply(now)
+            self._pacers = {place: pacer for place, pacer in self._pacers.items() if pacer.pace(now) < 1.0}
 
-    def _apply(self, place: _Place, pacer: Pacer, now: float) -> float:
-        pace = pacer.pace(now)
-        if self._admission.knows(place[0]):
-            self._admission.pace(place[0], place[1] or None, pace)
-        return pace
+    def _pacer(self, upstream: str, model: str | None) -> Pacer | None:
+        place = (upstream, model or "")
+        pacer = self._pacers.get(place)
+        if pacer is None and len(self._pacers) < MAX_PACED:
+            pacer = self._pacers[place] = Pacer()
+        return pacer
+
+    def _governs(self, upstream: str, model: str | None, dimension: str) -> bool:
+        if not self._admission.knows(upstream):
+            return False
+        return self._admission.governs(upstream, model, Dimension(dimension.removeprefix("project-")))
+
+    def _apply(self, now: float) -> None:
+        """Slow every limit down to the pace of the slowest model under it; the others go on in full."""
+        paces = dict.fromkeys(self._slowed, 1.0)
+        for (upstream, model), pacer in self._pacers.items():
+            if self._admission.knows(upstream):
+                limit = upstream, self._admission.paced_limit(upstream, model or None)
+                paces[limit] = min(paces.get(limit, 1.0), pacer.pace(now))
+        for (upstream, pattern), pace in paces.items():
+            if self._admission.knows(upstream):
+                self._admission.pace(upstream, pattern, pace)
+        self._slowed = {limit for limit, pace in paces.items() if pace < 1.0}
 
     def observations(self, now: float) -> tuple[LimitObservation, ...]:
         """Return what the upstreams said lately."""

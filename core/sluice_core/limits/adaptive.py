@@ -25,7 +25,7 @@ from sluice_core.sync import LimitObservation
 MAX_BACKOFF: Final = 8.0
 RAMP_SECONDS: Final = 900.0
 _DECAY_SECONDS: Final = 30.0
-_LOW_PERCENT: Final = 20.0
+LOW_PERCENT: Final = 20.0
 _HIGH_PERCENT: Final = 80.0
 _RECENT_SECONDS: Final = 60.0
 _MAX_LEARNED: Final = 1024
@@ -66,7 +66,7 @@ class Pacer:
         """Take note of what the upstream says is left. `governed`: a limit of ours covers the same dimension."""
         if remaining_percent > _HIGH_PERCENT:
             self._halved_until = now
-        elif remaining_percent < _LOW_PERCENT and (not governed or now - self._throttled_at < _RECENT_SECONDS):
+        elif remaining_percent < LOW_PERCENT and (not governed or now - self._throttled_at < _RECENT_SECONDS):
             self._halved_until = now + _RECENT_SECONDS
 
     def pace(self, now: float) -> float:

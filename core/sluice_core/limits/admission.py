@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from sluice_core.api.quotaallocation import Budget, Mode, OnExhausted, StoreType
 from sluice_core.limits.accounts import UNALLOCATED, Account, budgets_of
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
-from sluice_core.limits.keys import Dimension, Layer
+from sluice_core.limits.keys import LEASED, Dimension, Layer, pattern_for
 from sluice_core.limits.meters import MONEY_UNIT, REQUEST_UNIT, SLOT_UNIT, TOKEN_UNIT, Meter, RateMeter
 from sluice_core.selection import PodPolicy
 from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease, UserAnswer, UserReport
@@ -167,13 +167,25 @@ class Admission:
         for meter in account.known_meters(ask):
             meter.deny(ask.amounts[meter.unit], now)
 
-    def pace(self, upstream: str, model: str | None, pace: float) -> None:
-        """Use only this part of a limit from now on, because the upstream throttles: of the model's, if it has one."""
-        meters = self._accounts[upstream].meters_for(model)
-        layer = Layer.MODEL if any(meter.layer is Layer.MODEL for meter in meters) else Layer.ALLOCATION
-        for meter in meters:
-            if meter.layer is layer:
+    def paced_limit(self, upstream: str, model: str | None) -> str:
+        """Return which limit is slowed down when calls of a model are throttled: its own pattern, "" for the whole."""
+        account = self._accounts[upstream]
+        pattern = pattern_for(model, account.upstream.model_limits) if model else None
+        own = pattern is not None and any(account.meters[pattern, each].allowance.ceiling for each in LEASED)
+        return pattern if own and pattern is not None else ""
+
+    def pace(self, upstream: str, pattern: str, pace: float) -> None:
+        """Use only this part of a limit from now on, because the upstream throttles; see `paced_limit`."""
+        account = self._accounts[upstream]
+        for dimension in LEASED:
+            meter = account.meters.get((pattern, dimension))
+            if meter is not None:
                 meter.allowance.pace = pace
+
+    def governs(self, upstream: str, model: str | None, dimension: Dimension) -> bool:
+        """Tell whether a limit in this dimension is declared for calls of a model."""
+        meters = self._accounts[upstream].meters_for(model)
+        return any(meter.dimension is dimension and meter.allowance.ceiling for meter in meters)
 
     # --- leases and budgets -----------------------------------------------------------------------------------------
 

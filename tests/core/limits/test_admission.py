@@ -280,11 +280,11 @@ def test_a_spent_budget_that_degrades_admits() -> None:
 def test_a_slower_pace_cuts_the_limit_and_nothing_else() -> None:
     """At half pace half of the limit may be used; at full pace all of it."""
     admission = sole(policy(limits(requests_per_minute=10)))
-    admission.pace(UP, "gpt", 0.5)
+    admission.pace(UP, "", 0.5)
     for _ in range(5):
         admit(admission, model="gpt")
     assert isinstance(admission.reserve(UP, Ask(model="gpt"), 0.0), Wait)
-    admission.pace(UP, "gpt", 1.0)
+    admission.pace(UP, "", 1.0)
     admit(admission, model="gpt")
 
 
