@@ -21,6 +21,10 @@ FORMAT = 1
 """Version of the snapshot's layout. A sidecar refuses, whole, a snapshot of a format that it does not know."""
 
 
+CREDENTIALS_MARKER = ".complete"
+"""Empty file among the credentials. Where one was and is no more, somebody has damaged or deleted all of them."""
+
+
 class CredentialFile(Value, frozen=True, kw_only=True):
     """An API key, by the file that holds it, relative to the directory where credentials are mounted."""
 

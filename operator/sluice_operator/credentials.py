@@ -16,7 +16,7 @@ from sluice_core.api.base import Value
 from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.api.upstream import Upstream
 from sluice_core.compile.upstreams import credential_file, store_password_file
-from sluice_core.snapshot import Snapshot
+from sluice_core.snapshot import CREDENTIALS_MARKER, Snapshot
 from sluice_operator.cluster import ApiError, Cluster, NotFoundError
 from sluice_operator.kinds import CREDENTIALS_SECRET, SECRETS
 from sluice_operator.publish import TRIED_AGAIN, NamedObjects, NotPublished, in_each
@@ -203,7 +203,7 @@ class CredentialPublisher:
                 self._faults.pop(where, None)
 
     async def _write(self, namespace: str, files: frozenset[str], origin: Mapping[str, SecretKey]) -> None:
-        data: dict[str, str] = {}
+        data: dict[str, str] = {CREDENTIALS_MARKER: ""}
         unknown: list[str] = []
         for file in sorted(files):
             source = origin.get(file)
@@ -221,7 +221,7 @@ class CredentialPublisher:
             return
         if await self._objects.write(namespace, content, {"type": "Opaque", "data": data}):
             self.writes += 1
-            _log.info("credentials_written", namespace=namespace, keys=len(data))
+            _log.info("credentials_written", namespace=namespace, keys=len(data) - 1)
 
     async def _kept(self, namespace: str, files: Iterable[str]) -> dict[str, str]:
         """Return what the derived Secret holds already, for files whose source cannot be read at the moment."""

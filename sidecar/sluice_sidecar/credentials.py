@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sluice_core.snapshot import CREDENTIALS_MARKER
+
 MAX_KEY_BYTES = 16 * 1024
 MAX_KEYS = 1024
 
@@ -40,6 +42,7 @@ class Credentials:
         self._directory = directory
         self._signature: object = None
         self._keys: dict[str, Secret] = {}
+        self._marked = False
 
     def get(self, file: str) -> Secret | None:
         """Return the key in the file of this name, or None if it is missing or empty."""
@@ -48,12 +51,17 @@ class Credentials:
     def refresh(self) -> bool:
         """Read the keys again if the directory has changed; tell whether it had.
 
-        A directory that cannot be read keeps the last good keys: it is about to be replaced, or never existed.
+        A directory that cannot be read keeps the last good keys: it is about to be replaced, or never existed. So does
+        one whose marker is gone: its Secret was deleted or emptied by hand, and the operator is about to mend it.
         """
         try:
             names = _names(self._directory)
+            marked = (self._directory / CREDENTIALS_MARKER).exists()
         except OSError:
             return False
+        if self._marked and not marked:
+            return False
+        self._marked = marked
         signature = tuple((name, _signature(self._directory / name)) for name in names)
         if signature == self._signature:
             return False

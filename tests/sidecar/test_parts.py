@@ -175,6 +175,23 @@ def test_a_secret_shows_itself_to_nothing_but_reveal() -> None:
     assert secret.reveal() == "sk-hidden"
 
 
+def test_keys_outlive_the_deletion_of_their_secret_by_hand(tmp_path: Path) -> None:
+    """A mount without the operator's marker is damaged and keeps the last keys; one that has it is obeyed."""
+    keys = Credentials(tmp_path)
+    (tmp_path / "primary").write_text("sk-1")
+    (tmp_path / ".complete").touch()
+    assert keys.refresh()
+
+    for path in (tmp_path / "primary", tmp_path / ".complete"):
+        path.unlink()
+    assert not keys.refresh()
+    assert keys.get("primary") is not None
+
+    (tmp_path / ".complete").touch()
+    assert keys.refresh()
+    assert keys.get("primary") is None
+
+
 def test_keys_that_cannot_stand_in_a_header_count_as_missing(tmp_path: Path) -> None:
     """A key with a line break inside, an empty one and a huge one are none; white space around one is dropped."""
     for name, content in {"good": " sk-1\n", "broken": "sk\r\nX: 1", "empty": "\n", "huge": "s" * 20_000}.items():

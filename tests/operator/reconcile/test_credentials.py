@@ -16,6 +16,7 @@ from sluice_operator.kinds import (
 )
 
 KEY = base64.b64encode(b"sk-live-1").decode()
+MARK = {".complete": ""}
 
 
 def route_spec(upstream: str = "openai", model: str = "gpt-4.1") -> dict[str, Any]:
@@ -73,14 +74,14 @@ async def test_a_missing_secret_is_named_with_its_mend(operator, api, team, seen
     ready = seen.condition(UPSTREAMS, "openai", "platform", "Ready")
     assert (ready["status"], ready["reason"]) == ("False", "SecretNotFound")
     assert "create it with the key primary" in ready["message"]
-    assert api.object(SECRETS, "sluice-credentials", "team")["data"] == {}
+    assert api.object(SECRETS, "sluice-credentials", "team")["data"] == MARK
     api.put(SECRETS, "openai", "platform", data={"wrong": KEY})
     await operator.round()
     assert seen.condition(UPSTREAMS, "openai", "platform", "Ready")["reason"] == "SecretKeyNotFound"
     api.put(SECRETS, "openai", "platform", data={"primary": KEY})
     await operator.round()
     assert seen.condition(UPSTREAMS, "openai", "platform", "Ready")["status"] == "True"
-    assert api.object(SECRETS, "sluice-credentials", "team")["data"] == {"platform.openai.primary": KEY}
+    assert api.object(SECRETS, "sluice-credentials", "team")["data"] == MARK | {"platform.openai.primary": KEY}
 
 
 async def test_a_rotated_key_reaches_the_consumers(operator, api, team):
@@ -89,7 +90,7 @@ async def test_a_rotated_key_reaches_the_consumers(operator, api, team):
     rotated = base64.b64encode(b"sk-live-2").decode()
     api.put(SECRETS, "openai", "platform", data={"primary": rotated})
     await operator.round()
-    assert api.object(SECRETS, "sluice-credentials", "team")["data"] == {"platform.openai.primary": rotated}
+    assert api.object(SECRETS, "sluice-credentials", "team")["data"] == MARK | {"platform.openai.primary": rotated}
 
 
 async def test_a_key_goes_with_the_permission(operator, api, team, seen):
@@ -117,7 +118,7 @@ async def test_a_source_that_cannot_be_read_takes_no_key_away(operator, api, tea
     api.fail(503, "ServiceUnavailable", path="/secrets/openai", times=100)
     successor = operators()
     await successor.round()
-    assert api.object(SECRETS, "sluice-credentials", "team")["data"] == {"platform.openai.primary": KEY}
+    assert api.object(SECRETS, "sluice-credentials", "team")["data"] == MARK | {"platform.openai.primary": KEY}
     assert seen.condition(UPSTREAMS, "openai", "platform", "Ready")["reason"] == "SecretUnreadable"
 
 
@@ -174,7 +175,7 @@ async def test_a_stores_password_goes_where_its_quota_does(operator, api, team, 
     await operator.round()
     (quota,) = seen.policy().quotas
     assert quota.store.password_file == "platform.shares._store"
-    assert api.object(SECRETS, "sluice-credentials", "team")["data"] == {
+    assert api.object(SECRETS, "sluice-credentials", "team")["data"] == MARK | {
         "platform.openai.primary": KEY,
         "platform.shares._store": password,
     }

@@ -31,7 +31,7 @@ async def test_a_route_becomes_policy_and_key_in_the_consumers_namespace(operato
     await operator.round()
     assert seen.policy().routes[0].rules[0].targets[0].upstream == "platform/openai"
     secret = api.object(SECRETS, "sluice-credentials", "team")
-    assert secret["data"] == {"platform.openai.primary": KEY}
+    assert secret["data"] == {".complete": "", "platform.openai.primary": KEY}
     assert operator.board.revision("team") == seen.policy().revision
     for type_, name, namespace in ((UPSTREAMS, "openai", "platform"), (MODEL_ROUTES, "chat", "team")):
         assert seen.condition(type_, name, namespace, "Ready")["status"] == "True"
