@@ -38,11 +38,14 @@ class Cluster:
 
     def kubectl(self, *arguments: str, given: str | None = None, check: bool = True) -> str:
         """Run kubectl and return what it prints."""
-        done = subprocess.run(
-            [_tool("kubectl"), *arguments], input=given, capture_output=True, text=True, timeout=300, check=False
-        )
+        done = self.run(*arguments, given=given)
         assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout
+
+    def run(self, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run kubectl, whatever comes of it."""
+        command = [_tool("kubectl"), *arguments]
+        return subprocess.run(command, input=given, capture_output=True, text=True, timeout=300, check=False)
 
     def get(self, *arguments: str) -> Json:
         """Return an object or a list."""
@@ -108,6 +111,11 @@ class Story:
 
     def apply(self, name: str, **replaced: str) -> Story:
         """Apply a manifest of this folder, with words in it replaced."""
+        self.kubectl("apply", "--filename", "-", given=self.manifest(name, **replaced))
+        return self
+
+    def manifest(self, name: str, **replaced: str) -> str:
+        """Return a manifest of this folder, with words in it replaced."""
         text = (HERE / "manifests" / f"{name}.yaml").read_text()
         words = {
             "MOCK_IMAGE": self.cluster.mock_image,
@@ -118,13 +126,31 @@ class Story:
         }
         for word, value in (words | replaced).items():
             text = text.replace(word, value)
-        self.kubectl("apply", "--filename", "-", given=text)
-        return self
+        return text
 
     def rolled_out(self, name: str) -> Story:
         """Wait until a deployment is ready."""
         self.kubectl("rollout", "status", f"deployment/{name}", "--timeout", "180s")
         return self
+
+    def try_pod(self, name: str, *, labels: Json | None = None, host_network: bool = False) -> tuple[bool, str]:
+        """Create a pod on its own; return whether there is one now, and what kubectl had to say besides."""
+        words = {"POD_NAME": name, "POD_LABELS": json.dumps(labels or {}), "HOST_NETWORK": str(host_network).lower()}
+        done = self.cluster.run("--namespace", self.namespace, "create", "-f", "-", given=self.manifest("pod", **words))
+        return done.returncode == 0, done.stderr
+
+    def start_pod(self, name: str, inject: bool) -> float:
+        """Start a pod on its own and return how many seconds it took until it was ready."""
+        began_at = time.monotonic()
+        created, said = self.try_pod(name, labels={"app": "chat", "sluice.dev/inject": str(inject).lower()})
+        assert created, said
+        self.ready("pod", name)
+        return time.monotonic() - began_at
+
+    def synced(self, kind: str, name: str) -> bool:
+        """Tell whether every pod reports that it runs a resource as it is now."""
+        running, _, wanted = self.get(kind, name)["status"]["syncedPods"].partition("/")
+        return bool(running == wanted != "0")
 
     def ready(self, kind: str, name: str) -> Story:
         """Wait for a resource's Ready condition, as any user would."""
@@ -158,6 +184,14 @@ class Story:
     def last_call_at(self) -> float:
         """Return the time of the traffic's newest call: now, by the clock of the node."""
         return float(self.diary()[-1]["at"])
+
+    def clock_offset(self) -> float:
+        """Return how many seconds the clock of the traffic's node is ahead of this machine's."""
+        asked_at = time.time()
+        script = "import time; print(time.time())"
+        told = float(self.kubectl("exec", "deployment/traffic", "--container", "app", "--", "python", "-c", script))
+        # The answer was made somewhere between question and end; most of the way there is kubectl's own start.
+        return 0.0 if asked_at <= told <= time.time() else told - time.time()
 
     def order_fault(self, **fault: object) -> None:
         """Order a fault of the mock, in force from the moment this returns."""

@@ -121,14 +121,12 @@ def test_a_bad_edit_takes_nothing_down(story: Story) -> None:
 
 def test_the_loss_of_the_leader_is_mended_and_not_felt(story: Story) -> None:
     """Given two operators, when the leader is killed, then the other leads within twenty seconds, and calls go on."""
-    lease = story.cluster.get("--namespace", SYSTEM, "lease", "sluice-operator")
-    holder = lease["spec"]["holderIdentity"]
-    story.cluster.kubectl("--namespace", SYSTEM, "delete", "pod", holder.split("_")[0], "--grace-period=0", "--force")
+    leader = story.cluster.leader()
+    story.cluster.kill(leader)
 
     def taken_over() -> bool:
         assert story.calls("user-1")[0]["status"] == 200
-        now = story.cluster.get("--namespace", SYSTEM, "lease", "sluice-operator")["spec"]["holderIdentity"]
-        return bool(now and now != holder)
+        return story.cluster.leader() not in ("", leader)
 
     eventually(taken_over, 25, "another operator leads")
 
@@ -136,8 +134,7 @@ def test_the_loss_of_the_leader_is_mended_and_not_felt(story: Story) -> None:
 def test_calls_go_on_without_any_control_plane(story: Story) -> None:
     """Given running pods, when operator and injector are gone, then calls go on, and a killed sidecar comes back."""
     names = ("sluice-operator", "sluice-injector")
-    for name in names:
-        story.cluster.kubectl("--namespace", SYSTEM, "scale", "deployment", name, "--replicas=0")
+    story.cluster.scale(*names, replicas=0)
     try:
         assert all(call["status"] == 200 for call in story.calls(*["user-1"] * 10))
         pod = story.pods()[0]["metadata"]["name"]
@@ -145,9 +142,7 @@ def test_calls_go_on_without_any_control_plane(story: Story) -> None:
         story.kubectl("exec", pod, "--container", "sluice", "--", "python", "-c", stop, check=False)
         eventually(lambda: story.calls("user-1", pod=pod)[0]["status"] == 200, 60, "the sidecar is back")
     finally:
-        for name in names:
-            story.cluster.kubectl("--namespace", SYSTEM, "scale", "deployment", name, "--replicas=2")
-            story.cluster.kubectl("--namespace", SYSTEM, "rollout", "status", f"deployment/{name}", "--timeout=180s")
+        story.cluster.scale(*names, replicas=2)
 
 
 def test_a_job_ends(story: Story) -> None:
@@ -158,29 +153,20 @@ def test_a_job_ends(story: Story) -> None:
 
 def test_a_pod_that_slipped_through_is_reported(story: Story) -> None:
     """Given no injector, when a pod starts without its sidecar, then an event on it says so and how to mend it."""
-    story.cluster.kubectl("--namespace", SYSTEM, "scale", "deployment", "sluice-injector", "--replicas=0")
+    story.cluster.scale("sluice-injector", replicas=0)
     try:
-        eventually(
-            lambda: not story.cluster.get("--namespace", SYSTEM, "pods", "--selector", _INJECTOR)["items"], 90, "gone"
-        )
         story.kubectl("scale", "deployment", "chat", "--replicas=3")
         event = eventually(
             lambda: story.get("events", "--field-selector", "reason=SidecarMissing")["items"], 90, "an event"
         )
         assert event[0]["involvedObject"]["kind"] == "Pod"
     finally:
-        story.cluster.kubectl("--namespace", SYSTEM, "scale", "deployment", "sluice-injector", "--replicas=2")
-        story.cluster.kubectl(
-            "--namespace", SYSTEM, "rollout", "status", "deployment/sluice-injector", "--timeout=180s"
-        )
-
-
-_INJECTOR = "app.kubernetes.io/name=sluice,app.kubernetes.io/component=injector"
+        story.cluster.scale("sluice-injector", replicas=2)
 
 
 def test_a_deleted_certificate_comes_back(story: Story) -> None:
     """Given a working webhook, when its Secret is deleted, then new pods get sidecars again within a minute."""
-    story.cluster.kubectl("--namespace", SYSTEM, "delete", "secret", "sluice-certificates")
+    story.cluster.system("delete", "secret", "sluice-certificates")
 
     def injected() -> bool:
         pod = story.pods()[0]["metadata"]["name"]
