@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -28,6 +29,14 @@ def route(model: str) -> dict[str, object]:
 def rbac(api) -> None:
     """Everything here works with the permissions that the chart gives, and not one more."""
     api.enforce(CLUSTER_RULES, "sluice-system", NAMESPACE_RULES)
+
+
+@pytest.fixture(autouse=True)
+def kopf_ends(monkeypatch) -> Iterator[None]:
+    """No test leaves kopf behind: tasks left at the interpreter's end would be destroyed in mid-work."""
+    monkeypatch.setattr("sluice_operator.observe.EXIT_SECONDS", 20.0)  # a busy machine is no fault
+    yield
+    assert "kopf" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.fixture
