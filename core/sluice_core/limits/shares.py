@@ -6,6 +6,8 @@
 4. What nobody wants is headroom, so that growth need not wait for a round. Of the share that an allocation was promised
    and does not use, half goes to its own pods and nothing to others: it is there at once when it is wanted. What was
    promised to nobody is spread over all, but for a tenth that is kept back for pods that have not come yet.
+5. Where others want all that is left, Critical and Realtime still keep an eighth on top of their demand, as far as it
+   was promised to them: calls come in bursts, and theirs are not to wait for the next round behind a flood.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ WEIGHTS: Final = {
 }
 _SPREAD: Final = 0.9
 _SPREAD_OF_OWN: Final = 0.5
+_GROWTH: Final = 1 / 8
+_MAY_NOT_WAIT: Final = frozenset({Priority.CRITICAL, Priority.REALTIME})
 
 
 class Share(Struct, frozen=True, kw_only=True):
@@ -64,7 +68,13 @@ def plan(capacity: int, shares: Sequence[Share], demands: Mapping[str, Sequence[
     granted = {share.name: float(min(totals[share.name], promised[share.name])) for share in shares}
     left = max(0.0, capacity - sum(granted.values()))
     wants = {share.name: totals[share.name] - granted[share.name] for share in shares}
-    for name, lent in _lend(left, shares, wants).items():
+    growth = {
+        share.name: min(promised[share.name] - granted[share.name], _GROWTH * totals[share.name])
+        for share in shares
+        if share.priority in _MAY_NOT_WAIT and totals[share.name]
+    }
+    all_kept = sum(growth.values())
+    for name, lent in _lend(max(0.0, left - all_kept), shares, wants).items():
         granted[name] += lent
         left -= lent
     spare = {name: max(0.0, promised[name] - granted[name]) for name in granted}
@@ -80,8 +90,10 @@ def plan(capacity: int, shares: Sequence[Share], demands: Mapping[str, Sequence[
         each = demands.get(share.name, ())
         met = totals[share.name] <= granted[share.name]
         level = float("inf") if met else water_level(granted[share.name], each)
-        own = _SPREAD_OF_OWN * min(spare[share.name], left) / len(each) if each else 0.0
-        levels[share.name] = Level(level=level, factor=factor, base=base + own)
+        kept = growth.get(share.name, 0.0)
+        own = _SPREAD_OF_OWN * min(spare[share.name] - kept, left - all_kept) / len(each) if each else 0.0
+        grows = kept / totals[share.name] if kept else 0.0
+        levels[share.name] = Level(level=level, factor=factor + grows, base=base + max(0.0, own))
     return levels
 
 

@@ -105,6 +105,41 @@ def test_idle_share_is_lent_by_priority() -> None:
     assert levels["batch"].level == pytest.approx(250 + 100)
 
 
+def test_a_flood_leaves_realtime_room_to_grow() -> None:
+    """An eighth of its demand, as far as that was promised to it; what was not promised is lent as before."""
+    shares = [
+        Share(name="live", percent=70, priority=Priority.REALTIME),
+        Share(name="batch", percent=30, priority=Priority.BATCH),
+    ]
+    levels = plan(1000, shares, {"live": [400, 200], "batch": [10_000]})
+    assert sum(levels["live"].target(each, 0, 0.5) for each in (400, 200)) >= 674
+    assert levels["batch"].level == pytest.approx(1000 - 600 - 75)
+    full = plan(1000, shares, {"live": [690], "batch": [10_000]})
+    assert full["batch"].level == pytest.approx(1000 - 700)
+
+
+@given(
+    st.integers(0, 100_000),
+    st.dictionaries(st.sampled_from(["a", "b", "c"]), st.lists(st.integers(0, 20_000), max_size=8)),
+    st.tuples(*(st.sampled_from(list(Priority)) for _ in range(3))),
+)
+def test_whatever_the_priorities_a_plan_fits(
+    capacity: int, demands: dict[str, list[int]], priorities: tuple[Priority, ...]
+) -> None:
+    """Promises are kept, and all targets together are no more than there is."""
+    shares = [
+        Share(name=name, percent=percent, priority=priority)
+        for name, percent, priority in zip("abc", (50, 30, 20), priorities, strict=True)
+    ]
+    levels = plan(capacity, shares, demands)
+    for share in shares:
+        wanted = demands.get(share.name, ())
+        met = sum(min(each, levels[share.name].level) for each in wanted)
+        assert met >= min(sum(wanted), capacity * share.percent // 100) - 1e-6
+    targets = [levels[name].target(each, 0, 1.0) for name in "abc" for each in demands.get(name, ())]
+    assert sum(targets) <= capacity + 1e-6
+
+
 def test_a_level_too_low_to_be_of_use_goes_round() -> None:
     """With 3 requests a minute and ten pods some get one and the others none, and not always the same ones."""
     levels = plan(3, [Share(name="a", percent=100)], {"a": [5] * 10})
