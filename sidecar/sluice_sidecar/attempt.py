@@ -15,7 +15,7 @@ from sluice_core.classify import Failure, Scope, classify_response
 from sluice_core.records import Outcome
 from sluice_core.tap import StreamTap
 from sluice_sidecar.aside import LARGE_BYTES, aside
-from sluice_sidecar.headers import BadFieldError, Field, Fields, RequestFields
+from sluice_sidecar.headers import BadFieldError, Field, Fields, RequestFields, media_type
 from sluice_sidecar.transport import TransportError, UpstreamRequest, UpstreamResponse, UpstreamTransport
 
 MAX_WHOLE_BYTES = 64 * 1024 * 1024
@@ -150,7 +150,7 @@ async def _receive(response: UpstreamResponse, order: Order) -> Result:
         return await _receive_error(response, order)
     if not order.reads or order.method == "HEAD":
         return Opaque(response=response)
-    kind = fields.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(fields.get("content-type", ""))
     coding = fields.get("content-encoding", "identity").lower()
     decoder = Decoder() if coding in ("gzip", "deflate", "x-gzip") else None
     if coding != "identity" and decoder is None:

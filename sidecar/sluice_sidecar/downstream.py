@@ -73,10 +73,7 @@ class Downstream:
             BodyTooLargeError: it is larger than `limit`; at most that much has been read.
             BrokenBodyError: nothing came for a while.
         """
-        request = self._request
-        if (request.content_length or 0) > limit:
-            raise BodyTooLargeError
-        content = request.content
+        content = self._request.content
         if not content.is_eof():
             return await self._gather(limit)
         body = b"" if content.at_eof() else content.read_nowait()  # as small as most, it came with its head
@@ -85,6 +82,8 @@ class Downstream:
         return body
 
     async def _gather(self, limit: int) -> bytes:
+        if (self._request.content_length or 0) > limit:
+            raise BodyTooLargeError
         self._continue_body()
         content = self._request.content
         clock = asyncio.get_running_loop().time

@@ -137,6 +137,13 @@ def lines_of(fields: Sequence[Field], *, errors: str = "strict") -> bytes:
         raise BadFieldError("a header field holds a character that cannot be sent") from None
 
 
+def media_type(content_type: str) -> str:
+    """Return the media type of a Content-Type field in lower case, without parameters."""
+    if content_type == "application/json":  # what nearly all are
+        return content_type
+    return content_type.partition(";")[0].strip().lower()
+
+
 class _Template(NamedTuple):
     """How a head is written: the text, and what takes the values that stand in it out of all values."""
 

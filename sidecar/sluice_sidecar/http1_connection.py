@@ -54,6 +54,7 @@ class Connection(asyncio.Protocol):
         "fields",
         "head_only",
         "idle_since",
+        "in_use",
         "reason",
         "reusable",
         "served",
@@ -70,6 +71,7 @@ class Connection(asyncio.Protocol):
         self._deadline = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self.idle_since = 0.0
+        self.in_use = False
         self.served = 0
         self._reset()
 
@@ -274,7 +276,8 @@ class Connection(asyncio.Protocol):
     @property
     def again_usable(self) -> bool:
         """Tell whether the exchange is over in such a way that another may follow."""
-        return self.reusable and self._complete and not self._chunks and not self.unsent and self.usable
+        done = self.reusable and self._complete and not self._chunks and not self.unsent
+        return done and self._fault is None and self._transport is not None and not self._transport.is_closing()
 
     def close(self) -> None:
         """Close at once."""

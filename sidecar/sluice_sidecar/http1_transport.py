@@ -45,7 +45,7 @@ class Http1Transport:
         self._ca_bundle = ca_bundle
         self._context: ssl.SSLContext | None = None
         self._loop = asyncio.get_running_loop()
-        self._in_use: set[Connection] = set()
+        self._connections: set[Connection] = set()
         self._slots = max_connections
         self._line: deque[asyncio.Future[None]] = deque()
         self._origins: dict[str, _Origin] = {}
@@ -83,17 +83,15 @@ class Http1Transport:
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for connection in tuple(self._in_use):
+        for connection in tuple(self._connections):
             self.discard(connection)
-        for origin in self._origins.values():
-            _close_idle(origin)
 
     def give_back(self, origin: _Origin, connection: Connection) -> None:
         """Take a connection back after an exchange, to reuse it if that is safe."""
         if self._closed or origin.given_up or not connection.again_usable:
             self.discard(connection)
             return
-        self._in_use.discard(connection)
+        connection.in_use = False
         connection.idle_since = self._loop.time()
         origin.idle.append(connection)
         self._free_slot()
@@ -101,9 +99,10 @@ class Http1Transport:
             self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     def discard(self, connection: Connection) -> None:
-        """Close a connection that is in use."""
-        if connection in self._in_use:
-            self._in_use.discard(connection)
+        """Close a connection, and free its slot if it is in use."""
+        self._connections.discard(connection)
+        if connection.in_use:
+            connection.in_use = False
             self._free_slot()
         connection.close()
 
@@ -134,8 +133,9 @@ class Http1Transport:
             if host is None or scheme not in ("http", "https"):
                 raise TransportError(Outcome.CONNECTION_ERROR, "invalid_url")
             for other in self._origins.values():
-                _close_idle(other)
                 other.given_up = True
+                while other.idle:
+                    self.discard(other.idle.pop())
             self._starts.clear()
             origin = _Origin(host, parts.port or (443 if tls else 80), authority, tls=tls)
             self._origins = {base: origin}  # an upstream has one; a changed one takes its place
@@ -151,9 +151,9 @@ class Http1Transport:
             connection = idle.pop()  # the last one used is the least likely to have been closed
             if connection.usable and connection.idle_since >= oldest:
                 self._slots -= 1
-                self._in_use.add(connection)
+                connection.in_use = True
                 return connection
-            connection.close()
+            self.discard(connection)
         return None
 
     async def _acquire(self, origin: _Origin, connect_seconds: float) -> Connection:
@@ -209,7 +209,8 @@ class Http1Transport:
         except OSError as error:
             code = "name_not_resolved" if _is_resolution(error) else "connection_refused"
             raise TransportError(Outcome.CONNECTION_ERROR, code) from None
-        self._in_use.add(connection)
+        self._connections.add(connection)
+        connection.in_use = True
         return connection
 
     def _tls(self) -> ssl.SSLContext:
@@ -224,7 +225,7 @@ class Http1Transport:
         for origin in self._origins.values():
             idle = origin.idle
             while idle and (idle[0].idle_since < oldest or not idle[0].usable):
-                idle.popleft().close()
+                self.discard(idle.popleft())
             waiting = waiting or bool(idle)
         self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep) if waiting else None
 
@@ -306,11 +307,6 @@ async def _pieces(body: bytes) -> AsyncIterator[bytes]:
     """Cut a large body up: encrypted in one piece, it would hold up all other calls."""
     for start in range(0, len(body), PIECE_BYTES):
         yield body[start : start + PIECE_BYTES]
-
-
-def _close_idle(origin: _Origin) -> None:
-    while origin.idle:
-        origin.idle.pop().close()
 
 
 def _is_resolution(error: OSError) -> bool:

@@ -16,6 +16,7 @@ from sluice_sidecar.call import Call
 from sluice_sidecar.downstream import MAX_BODY_BYTES, BodyTooLargeError, BrokenBodyError
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.exact import ExactCounter
+from sluice_sidecar.headers import media_type
 from sluice_sidecar.telemetry.trace import traceparent
 
 _SMALL_BODY_BYTES = 1024 * 1024
@@ -30,13 +31,14 @@ async def read(call: Call, request: web.BaseRequest, counter: ExactCounter) -> N
     """
     if not request.body_exists:
         return
-    kind = call.fields.first.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(call.fields.first.get("content-type", ""))
     looked_into = call.generating and not kind.startswith("multipart/")  # whatever it claims to be: some servers guess
-    length = request.content_length
-    if not looked_into and (length is None or length > _SMALL_BODY_BYTES):
-        call.body_stream, call.body_length = call.downstream.iterate_body(), length
-        call.request_bytes = length or 0
-        return
+    if not looked_into:
+        length = request.content_length
+        if length is None or length > _SMALL_BODY_BYTES:
+            call.body_stream, call.body_length = call.downstream.iterate_body(), length
+            call.request_bytes = length or 0
+            return
     call.body = await _whole_body(call)
     call.request_bytes = len(call.body)
     if not looked_into:

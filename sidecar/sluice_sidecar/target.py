@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from urllib.parse import unquote
 
 import msgspec
@@ -11,7 +10,6 @@ import msgspec
 API_ROOT = "/v1"
 LONGEST_TARGET = 8190
 _FORBIDDEN = re.compile(r"[^!-~]|[\\#]")
-_LONGEST_REMEMBERED = 256
 _MOST_DECODINGS = 3  # servers behind servers decode more than once
 
 
@@ -42,10 +40,6 @@ def parse(raw: str) -> Target | None:
     Raises:
         BadTargetError: it is not in origin form, or holds dot segments, empty segments or control characters.
     """
-    return _remembered(raw) if len(raw) <= _LONGEST_REMEMBERED else _parse(raw)
-
-
-def _parse(raw: str) -> Target | None:
     if not raw.startswith("/") or raw.startswith("//"):
         raise BadTargetError("the request target must be a path that begins with a single slash")
     if len(raw) > LONGEST_TARGET:
@@ -59,9 +53,6 @@ def _parse(raw: str) -> Target | None:
     below = path[len(API_ROOT) :]
     plain = below if "%" not in below else _decoded(below)
     return Target(path=below, query=query, plain=plain.rstrip("/"))
-
-
-_remembered = lru_cache(maxsize=256)(_parse)  # applications ask for a few paths over and over
 
 
 def _decoded(path: str) -> str:
