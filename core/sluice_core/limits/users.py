@@ -38,6 +38,7 @@ _HEARD_SECONDS: Final = 30.0
 _MAX_PRESSING: Final = 1000
 _CANDIDATES_FOR_EVICTION: Final = 8
 _OVERFLOW: Final = ""
+_NOTHING: Final = (0, 0)
 
 _Meters = tuple[UserRateMeter, UserRateMeter, UserMoneyMeter]
 _Ceilings = tuple[int, int, int]  # requests, tokens, micro-dollars; 0 is no limit
@@ -90,6 +91,7 @@ class UserLimits:
         "_open",
         "_pods",
         "_pressing",
+        "_safe",
         "_scope",
         "_sole",
         "_time_zone",
@@ -103,6 +105,7 @@ class UserLimits:
         self._users: OrderedDict[str, _Meters] = OrderedDict()
         self._ceilings: _Ceilings = (0, 0, 0)
         self._class_ceilings: dict[str, _Ceilings] = {}
+        self._safe: dict[_Ceilings, tuple[int, int]] = {}  # as many as there are classes
         self._money = False
         self._scope = ""
         self._pods = 1
@@ -146,6 +149,7 @@ class UserLimits:
         self._scope, self._pods, self._sole, self._time_zone = scope, pods, sole, time_zone
         self._ceilings = (0, 0, 0)
         self._class_ceilings = {}
+        self._safe = {}
         self._money = False
         if policy is None:
             self._users.clear()
@@ -203,16 +207,17 @@ class UserLimits:
         if self._sole:
             requests.room, tokens.room = ceilings[0], ceilings[1]
             return
-        heard = now - self._heard_at <= _HEARD_SECONDS
+        safe = self._safe.get(ceilings)
+        if safe is None:
+            safe = self._safe[ceilings] = safe_share(ceilings[0], self._pods, 1), safe_share(ceilings[1], self._pods, 0)
         listing = self._listed.get(user) if self._listed else None
-        listed = listing is not None and now < listing.until
-        safe = (safe_share(ceilings[0], self._pods, 1), safe_share(ceilings[1], self._pods, 0))
-        if listing is not None and listed:
+        if listing is not None and now < listing.until:
+            requests.listed = tokens.listed = True
             requests.room, tokens.room = listing.room(safe, now)
         else:
-            requests.room, tokens.room = safe if self._open else (0, 0)
-        requests.leases = tokens.leases = heard
-        requests.listed = tokens.listed = listed
+            requests.listed = tokens.listed = False
+            requests.room, tokens.room = safe if self._open else _NOTHING
+        requests.leases = tokens.leases = now - self._heard_at <= _HEARD_SECONDS
         requests.alone = tokens.alone = self._alone
 
     def _admit(self, user: str, now: float) -> _Meters:
