@@ -132,6 +132,7 @@ KINDS: tuple[Kind, ...] = (
             _PODS,
             _READY,
             _AGE,
+            Column(name="Route", path=".spec.routeRef.name", priority=1),
             Column(name="Stable", path=".spec.stable.version", priority=1),
             Column(name="Candidate", path=".spec.candidate.version", priority=1),
             Column(name="Applied", path=".status.appliedWeight", type="integer", priority=1),
