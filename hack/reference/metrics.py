@@ -26,7 +26,7 @@ from sluice_sidecar.governor import Governor
 from sluice_sidecar.report import readings
 from sluice_sidecar.settings import Settings
 from sluice_sidecar.telemetry.records import RecordWriter
-from sluice_sidecar.telemetry.series import CallCollector
+from sluice_sidecar.telemetry.series import AttemptCollector, CallCollector
 
 _HEADER = ("Metric", "Type", "Labels", "Meaning")
 Row = tuple[str, str, str, str]
@@ -71,7 +71,7 @@ def _registered(registry: CollectorRegistry) -> Iterator[Row]:
         if isinstance(collector, MetricWrapperBase):
             (family,) = collector.describe()
             yield _row(family.name, family.type, vars(collector)["_labelnames"], family.documentation)
-        elif isinstance(collector, CallCollector):
+        elif isinstance(collector, AttemptCollector | CallCollector):
             yield from _families(collector.collect())
 
 

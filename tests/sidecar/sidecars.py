@@ -90,7 +90,8 @@ class Sidecar:
         ]
         for reader in self._readers:
             reader.start()
-        self.wait_until(lambda: self.ports_file.exists() or self.process.poll() is not None)
+        # Six of them at once on two busy cores take more than ten seconds; how fast one starts is measured elsewhere.
+        self.wait_until(lambda: self.ports_file.exists() or self.process.poll() is not None, 40.0)
         if not self.ports_file.exists():
             self.wait()
             raise AssertionError(f"the sidecar ended: {b''.join(self.stderr).decode()}")
@@ -139,7 +140,7 @@ class Sidecar:
         assert len(found) == 1, "every call settles exactly once"
         return found[0]
 
-    def wait_until(self, condition: Callable[[], bool], timeout_seconds: float = 10.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], timeout_seconds: float = 20.0) -> None:
         """Wait until the condition holds."""
         deadline = time.monotonic() + timeout_seconds
         pause = threading.Event()
