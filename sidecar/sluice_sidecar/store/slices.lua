@@ -17,6 +17,7 @@ local KEEP_SECONDS = 32 * 86400 -- of an idle account, so that it need not learn
 local CLOCK_STEP = 5000 -- a step back of more than so many milliseconds is no correction: begin anew
 local ROTATION = 90000
 local SWEEP = 64
+local MAY_NOT_WAIT = 8 -- weight of Realtime: from there on an eighth on top of the demand is kept from being lent
 local FIELDS = 11
 
 local run, pod, sequence, allocation = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
@@ -172,9 +173,9 @@ local function effective(limit, now, settled)
 end
 
 -- What each allocation gets of `capacity`: its demand within its share, then idle share by weight, nobody more than
--- it wants. Returns the grants, what is promised, and what is left.
+-- it wants. Returns what is promised, the grants, what is left, and what of this is kept for whom to grow.
 local function divide(limit, capacity)
-  local promised, granted, whole, left = {}, {}, 0, capacity
+  local promised, granted, whole, left, kept, all_kept = {}, {}, 0, capacity, {}, 0
   for _, name in ipairs(limit.names) do
     if limit.shares[name].pods > 0 then whole = whole + limit.shares[name].percent end
   end
@@ -185,6 +186,10 @@ local function divide(limit, capacity)
     promised[name] = math.floor(capacity * share.percent / whole)
     granted[name] = math.min(share.need, promised[name])
     left = left - granted[name]
+    if share.pods > 0 and share.weight >= MAY_NOT_WAIT then
+      kept[name] = math.max(0, math.min(promised[name] - granted[name], math.floor(share.need / 8)))
+      all_kept = all_kept + kept[name]
+    end
     if share.need > granted[name] then
       open[#open + 1] = {name = name, weight = share.weight, wants = share.need - granted[name]}
       weights = weights + share.weight
@@ -194,17 +199,18 @@ local function divide(limit, capacity)
     local first, second = one.wants * other.weight, other.wants * one.weight
     return first < second or (first == second and one.name < other.name)
   end)
+  left = left - all_kept
   for _, each in ipairs(open) do
     local lent = math.min(each.wants, math.floor(math.max(0, left) * each.weight / weights))
     granted[each.name], left, weights = granted[each.name] + lent, left - lent, weights - each.weight
   end
-  return promised, granted, math.max(0, left)
+  return promised, granted, math.max(0, left), kept
 end
 
 -- What the pod should have: its demand if there is enough, and headroom; else its part of what its allocation gets.
 -- If that part is too little to be of use, some pods get enough and the others nothing, in turn.
 local function target(limit, need, capacity, chance)
-  local promised, granted, left = divide(limit, capacity)
+  local promised, granted, left, kept = divide(limit, capacity)
   local share = limit.shares[allocation]
   if share.need > granted[allocation] then
     local level = need * granted[allocation] / share.need
@@ -216,13 +222,15 @@ local function target(limit, need, capacity, chance)
   for _, name in ipairs(limit.names) do
     local each = limit.shares[name]
     if each.pods > 0 then
-      spare = spare + math.max(0, promised[name] - granted[name])
+      spare = spare + math.max(0, promised[name] - granted[name] - (kept[name] or 0))
       needs, pods = needs + each.need, pods + each.pods
     end
   end
-  local own = math.min(left, math.max(0, promised[allocation] - granted[allocation]))
+  local grows = kept[allocation] or 0
+  local own = math.min(left, math.max(0, promised[allocation] - granted[allocation] - grows))
   local common = math.max(0, left - spare)
   local headroom = math.floor(own / (2 * share.pods))
+  if grows > 0 then headroom = headroom + math.floor(grows * need / share.need) end
   if needs > 0 then headroom = headroom + math.floor(45 * common * need / (100 * needs)) end
   return need + headroom + math.floor(45 * common / (100 * pods))
 end

@@ -97,8 +97,18 @@ def rounds(account: Account, wants: Mapping[str, tuple[str, int, int, int]], cou
         ({"a": ("chat", 60, 4, 100), "b": ("batch", 40, 4, 5000)}, {"a": 100, "b": 900}),
         ({"a": ("chat", 50, 8, 5000), "b": ("batch", 25, 2, 5000), "c": ("idle", 25, 4, 0)}, {"a": 700, "b": 300}),
         ({"a": ("chat", 60, 4, 900), "b": ("chat", 60, 4, 300)}, {"a": 750, "b": 250}),
+        ({"a": ("chat", 70, 8, 400), "b": ("batch", 30, 2, 5000)}, {"a": 450, "b": 550}),
+        ({"a": ("chat", 70, 8, 690), "b": ("batch", 30, 2, 5000)}, {"a": 700, "b": 300}),
     ],
-    ids=["enough for all", "each its share", "idle share is lent", "lent by weight", "in proportion within one"],
+    ids=[
+        "enough for all",
+        "each its share",
+        "idle share is lent",
+        "lent by weight",
+        "in proportion within one",
+        "realtime keeps room to grow",
+        "but no more than was promised",
+    ],
 )
 def test_the_account_is_divided_by_shares(
     account: Account, wants: dict[str, tuple[str, int, int, int]], expected: dict[str, int]
