@@ -82,26 +82,28 @@ def read_usage(raw: bytes | Raw) -> Usage | None:
     out = (
         wire.completion_tokens_details or wire.output_tokens_details or wire.output_token_details or _NO_OUTPUT_DETAILS
     )
-    return Usage(
-        input_tokens=_count(input_tokens),
-        output_tokens=_count(output_tokens),
-        cached_input_tokens=_count(into.cached_tokens),
-        cache_write_tokens=_count(into.cache_write_tokens),
-        reasoning_tokens=_count(out.reasoning_tokens),
-        audio_input_tokens=_count(into.audio_tokens),
-        audio_output_tokens=_count(out.audio_tokens),
-        image_input_tokens=_count(into.image_tokens),
-        image_output_tokens=_count(out.image_tokens),
-        audio_input_milliseconds=_milliseconds(wire.seconds),
+    usage = Usage(
+        input_tokens=input_tokens or 0,
+        output_tokens=output_tokens or 0,
+        cached_input_tokens=into.cached_tokens or 0,
+        cache_write_tokens=into.cache_write_tokens or 0,
+        reasoning_tokens=out.reasoning_tokens or 0,
+        audio_input_tokens=into.audio_tokens or 0,
+        audio_output_tokens=out.audio_tokens or 0,
+        image_input_tokens=into.image_tokens or 0,
+        image_output_tokens=out.image_tokens or 0,
+        audio_input_milliseconds=0 if wire.seconds is None else _milliseconds(wire.seconds),
     )
+    figures = msgspec.structs.astuple(usage)
+    return usage if min(figures) >= 0 else Usage(**_not_negative(usage))
 
 
-def _count(value: int | None) -> int:
-    return value if value is not None and value > 0 else 0
+def _not_negative(usage: Usage) -> dict[str, int]:
+    return {name: max(0, figure) for name, figure in msgspec.structs.asdict(usage).items()}
 
 
-def _milliseconds(seconds: float | None) -> int:
-    return round(seconds * 1000) if seconds is not None and 0 < seconds < 1e9 else 0
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000) if 0 < seconds < 1e9 else 0
 
 
 _ABSENT = Raw(b"")

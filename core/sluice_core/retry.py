@@ -240,5 +240,7 @@ def deadline_seconds(total_seconds: float, headers: Mapping[str, str]) -> float:
 
 def client_retry(headers: Mapping[str, str]) -> int:
     """Return which retry of the client's own this call is, 0 for the first; the SDKs say so in a header."""
-    text = headers.get("x-stainless-retry-count", "")
+    text = headers.get("x-stainless-retry-count")
+    if text is None or text == "0":
+        return 0
     return min(int(text), 100) if text.isascii() and text.isdigit() and len(text) < 10 else 0

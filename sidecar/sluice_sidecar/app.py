@@ -78,7 +78,7 @@ class Proxy:
             clock=self._governor.clock,
         )
         self._governor.in_flight += 1
-        task = asyncio.current_task()
+        call.task = task = asyncio.current_task()
         self._tasks.add(task)  # type: ignore[arg-type] # a handler runs in a task
         try:
             return await self._serve(call, request)
@@ -225,7 +225,7 @@ class Proxy:
 
         A call that has not left yet ends with its application.
         """
-        task = asyncio.get_running_loop().create_task(work)
+        call.task = task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -104,6 +105,7 @@ class Call:
         "streamed_deltas",
         "target",
         "target_name",
+        "task",
         "total_seconds",
         "traceparent",
         "unix_time",
@@ -166,6 +168,7 @@ class Call:
         self.budgets: Mapping[str, Budget] = _NO_BUDGETS
         self.degraded = False
         self.queue_seconds = 0.0
+        self.task: asyncio.Task[None] | None = None
         self.sent = False
         self.abandoned = False
         self.reserved_tokens = 0

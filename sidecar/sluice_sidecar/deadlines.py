@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
+from typing import Any
 
 
 class Deadlines:
@@ -16,9 +17,12 @@ class Deadlines:
         self.next = float("inf")
         self._timer: asyncio.TimerHandle | None = None
 
-    def until(self, when: float) -> Deadline:
-        """Return a context that is cancelled at `when`, by the loop's clock, and then raises TimeoutError."""
-        return Deadline(self, when)
+    def until(self, when: float, task: asyncio.Task[Any] | None = None) -> Deadline:
+        """Return a context that is cancelled at `when`, by the loop's clock, and then raises TimeoutError.
+
+        It is to be entered in `task`, the current one if none is given.
+        """
+        return Deadline(self, when, task or asyncio.current_task())
 
     def arm(self, when: float) -> None:
         """Set the timer for this time, which is sooner than what it was set for."""
@@ -43,16 +47,15 @@ class Deadline:
 
     __slots__ = ("_cancelling", "_deadlines", "_expired", "_task", "when")
 
-    def __init__(self, deadlines: Deadlines, when: float) -> None:
+    def __init__(self, deadlines: Deadlines, when: float, task: asyncio.Task[Any] | None) -> None:
+        assert task is not None  # noqa: S101 - only tasks can be cancelled
         self._deadlines = deadlines
-        self._task: asyncio.Task[object] | None = None
+        self._task = task
         self._cancelling = 0
         self._expired = False
         self.when = when
 
     def __enter__(self) -> None:
-        self._task = asyncio.current_task()
-        assert self._task is not None  # noqa: S101 - only tasks can be cancelled
         self._cancelling = self._task.cancelling()
         deadlines = self._deadlines
         deadlines.live.add(self)
@@ -64,16 +67,10 @@ class Deadline:
     ) -> None:
         self._deadlines.live.discard(self)  # the timer stays: it looks for what is due when it fires
         # Only our own cancellation becomes a time-out; one from outside, even at the same moment, stays what it is.
-        if (
-            self._expired
-            and self._task is not None
-            and self._task.uncancel() <= self._cancelling
-            and kind is asyncio.CancelledError
-        ):
+        if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
     def expire(self) -> None:
         """Cancel what goes on in the context."""
         self._expired = True
-        if self._task is not None:
-            self._task.cancel()
+        self._task.cancel()

@@ -85,7 +85,8 @@ class ArmMemory:
         answer = _Answer(rollout, arm, counter)
         _put(self._answers, call_id, answer)
         _put(self._answers, response_id, answer)
-        _put(self._conversations, conversation, answer)
+        if conversation is not None:
+            _put(self._conversations, conversation, answer)
 
     def arm_of(self, response_id: str | None, conversation: str | None) -> Arm | None:
         """Return the arm that gave an answer, or the last one of a conversation, if it is remembered."""

@@ -35,18 +35,18 @@ class Gate:
         self._waiting: dict[int, asyncio.Future[Passed | Refused]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
+    def walk_in(self, upstream: str, ask: Ask, priority: Priority, retry: int) -> Admitted | None:
+        """Reserve what the attempt needs if nobody is ahead of it and there is enough, as most; else `submit` it."""
+        return self.line.walk_in(upstream, ask, priority, retry, self._clock())
+
     def submit(
         self, upstream: str, ask: Ask, priority: Priority, retry: int, deadline: float
     ) -> Passed | Refused | int:
         """Reserve what the attempt needs, or enter the line; the number is for `wait`, which must follow at once."""
-        now = self._clock()
-        admitted = self.line.walk_in(upstream, ask, priority, retry, now)
-        if admitted is not None:
-            return Passed(reservation=admitted.reservation, would_refuse=admitted.would_refuse)
         self._next_id += 1
         number = self._next_id
         waiter = Waiter(id=number, upstream=upstream, ask=ask, priority=priority, retry=retry, deadline=deadline)
-        match self.line.submit(waiter, now):
+        match self.line.submit(waiter, self._clock()):
             case Admitted(reservation=reservation, would_refuse=would_refuse):
                 return Passed(reservation=reservation, would_refuse=would_refuse)
             case Refused(reason=reason) as refused:

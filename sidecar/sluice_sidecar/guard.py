@@ -14,7 +14,7 @@ import msgspec
 from sluice_core.breaker import Rejected
 from sluice_core.classify import Failure
 from sluice_core.errors import RefusalCode, refuse
-from sluice_core.limits.decisions import Ask, Refused
+from sluice_core.limits.decisions import Admitted, Ask, Refused
 from sluice_core.records import Outcome
 from sluice_core.retry import (
     Fallback,
@@ -36,7 +36,7 @@ from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.gate import Passed
 from sluice_sidecar.governor import Governor
 from sluice_sidecar.grant import Grant
-from sluice_sidecar.journey import Journey, next_fallback
+from sluice_sidecar.journey import Journey
 from sluice_sidecar.order import order_for
 from sluice_sidecar.plan import Plan, degraded_plan, smaller
 from sluice_sidecar.refusals import circuit_open, no_credential
@@ -87,9 +87,9 @@ class Guard:
         """
         if self._admission.anything_spent:
             candidates = self._affordable(call, candidates)
-        journey = Journey(call)
+        journey = Journey(call, candidates)
         for position, candidate in enumerate(candidates):
-            journey.next_fallback = next_fallback(candidates, position)
+            journey.position = position
             if candidate.static_message is not None:
                 found: Granted | Static | None = _static(call, candidate)
             else:
@@ -128,7 +128,7 @@ class Guard:
         try:
             ask = self._ask(call, plan, first=journey.attempts == 0)
             while True:
-                grant = await self._admit(call, plan, ask, tried)
+                grant = self._walk_in(call, plan, ask, tried) or await self._line_up(call, plan, ask, tried)
                 tried.add(grant.key.name)
                 result = await self._attempt(call, plan, grant)
                 self._note_pace(grant, result)
@@ -214,34 +214,54 @@ class Guard:
         Raises:
             RefusedError: a limit, the breakers or missing keys forbid it.
         """
+        return self._walk_in(call, plan, ask, tried) or await self._line_up(call, plan, ask, tried)
+
+    def _walk_in(self, call: Call, plan: Plan, ask: Ask, tried: set[str | None]) -> Grant | None:
+        """Return what the next attempt needs if there is enough and nobody waits, as most; None if it has to line up.
+
+        Raises:
+            RefusedError: the breakers or missing keys forbid it.
+        """
         if plan.key not in self._governor.upstreams:
             raise _gone()
         key, granted = self._leave(call, plan, tried)
+        admitted = self._gate.walk_in(plan.key, ask, plan.priority, len(call.attempts) + call.client_retry)
+        if admitted is None:
+            self._breakers.cancel(granted, call.clock())  # a probe must not wait in line
+            return None
+        return self._grant(call, plan, key, granted, admitted)
+
+    async def _line_up(self, call: Call, plan: Plan, ask: Ask, tried: set[str | None]) -> Grant:
+        """Return what the next attempt needs once it is its turn.
+
+        Raises:
+            RefusedError: a limit forbids it, or by then the breakers or missing keys.
+        """
         retry = len(call.attempts) + call.client_retry
         deadline = min(call.clock() + plan.max_wait_seconds, call.answer_deadline)
         passed = self._gate.submit(plan.key, ask, plan.priority, retry, deadline)
         if isinstance(passed, int):
-            self._breakers.cancel(granted, call.clock())  # a probe must not wait in line
             passed = await self._gate.wait(passed)
-            if isinstance(passed, Passed):
-                call.queue_seconds += passed.waited_seconds
-                try:
-                    key, granted = self._leave(call, plan, tried)
-                except RefusedError:
-                    self._gate.release(passed.reservation)
-                    raise
         if isinstance(passed, Refused):
-            self._breakers.cancel(granted, call.clock())
             raise refusal_of(passed, call, plan.account)
-        if passed.would_refuse is not None:
-            call.would_refuse = passed.would_refuse.name
+        call.queue_seconds += passed.waited_seconds
+        try:
+            key, granted = self._leave(call, plan, tried)
+        except RefusedError:
+            self._gate.release(passed.reservation)
+            raise
+        return self._grant(call, plan, key, granted, passed)
+
+    def _grant(self, call: Call, plan: Plan, key: Key, granted: Pass, admitted: Admitted | Passed) -> Grant:
+        if admitted.would_refuse is not None:
+            call.would_refuse = admitted.would_refuse.name
         return Grant(
             call,
             plan.upstream,
             key,
             call.model,
             granted,
-            passed.reservation,
+            admitted.reservation,
             breakers=self._breakers,
             gate=self._gate,
             fallback=plan.candidate.fallback,
@@ -274,7 +294,7 @@ class Guard:
         try:
             large = call.request_bytes > LARGE_BYTES
             order = await aside(order_for, call, plan, grant.key) if large else order_for(call, plan, grant.key)
-            with self._deadlines.until(call.answer_deadline):
+            with self._deadlines.until(call.answer_deadline, call.task):
                 result = await attempt(plan.upstream.transport, order)
             done = True
             return result
@@ -308,7 +328,7 @@ class Guard:
             deadline_seconds=call.answer_deadline - call.started,
             keys_left=sum(key.name not in tried for key in plan.upstream.keys),
             can_shrink=failure.code == "context_length_exceeded" and journey.can_shrink(),
-            next_fallback=journey.next_fallback,
+            next_fallback=journey.next_fallback(),
         )
         upstream = plan.upstream
         draw = random.random()  # noqa: S311 - spreads retries in time

@@ -18,15 +18,23 @@ from sluice_sidecar.upstream import Upstream
 class Journey:
     """How far a call has come through its candidates, and what to say if none has an answer."""
 
-    __slots__ = ("_last", "_smaller", "attempts", "call", "given_up", "next_fallback")
+    __slots__ = ("_candidates", "_last", "_smaller", "attempts", "call", "given_up", "position")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, candidates: Candidates) -> None:
         self.call = call
+        self.position = 0
+        self._candidates = candidates
         self.attempts = 0
         self.given_up = False
-        self.next_fallback = NextFallback.NONE
         self._last: RefusedError | None = None
         self._smaller: bytes | None = None
+
+    def next_fallback(self) -> NextFallback:
+        """Return what kind of thing comes after the one that is being tried."""
+        following = self._candidates[self.position + 1 : self.position + 2]
+        if not following:
+            return NextFallback.NONE
+        return NextFallback.STATIC if following[0].static_message is not None else NextFallback.UPSTREAM
 
     def can_shrink(self) -> bool:
         """Tell whether the input can be made smaller: once, and only if there is something to leave out."""
@@ -60,10 +68,3 @@ class Journey:
     def end(self) -> RefusedError:
         """Return what ends the call."""
         return self._last or RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule has nothing to try for this call."))
-
-
-def next_fallback(candidates: Candidates, position: int) -> NextFallback:
-    """Return what kind of thing comes after the one at `position`."""
-    if position + 1 >= len(candidates):
-        return NextFallback.NONE
-    return NextFallback.STATIC if candidates[position + 1].static_message is not None else NextFallback.UPSTREAM

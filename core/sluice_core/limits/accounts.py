@@ -136,10 +136,10 @@ class Account:
 
     def meters_of(self, ask: Ask, now: float) -> tuple[Meter, ...]:
         """Return all meters that a call goes through, its user's first."""
-        meters = self.meters_for(ask.model)
-        if self.users.active:
-            return (*self.users.meters(ask.user, ask.user_class, now), *meters)
-        return meters
+        meters = self._by_model.get(ask.model or "") or self.meters_for(ask.model)
+        if ask.user is None:
+            return meters
+        return self.users.meters(ask.user, ask.user_class, now) + meters
 
 
 def zone_of(quota: QuotaPolicy | None, allocation: AllocationPolicy | None) -> str:

@@ -154,7 +154,12 @@ class RateMeter(Meter):
         return slot
 
     def adjust(self, slot: int, delta: int, now: float) -> None:
-        self.window.adjust(slot, delta, now)
+        window = self.window
+        if slot == window.newest and now < window.newest_ends:  # as short as most calls are
+            window.amounts[slot] += delta
+            window.used += delta
+        else:
+            window.adjust(slot, delta, now)
 
     def untake(self, slot: int, amount: int, now: float) -> None:
         self.window.adjust(slot, -amount, now)
