@@ -61,8 +61,8 @@ def _conversation(fields: dict[str, Any], name: str, schemas: tuple[str, ...]) -
         tokens += _PER_MESSAGE
         if isinstance(turn, dict):
             tokens += _PER_NAME if "name" in turn and "role" in turn else 0
-            for call in turn.get("tool_calls") or ():
-                _collect(call.get("function"), pieces)
+            calls = turn.get("tool_calls") or ()
+            _collect([call.get("function") for call in calls if isinstance(call, dict)], pieces)
         _collect(turn, pieces)
     pieces.extend(msgspec.json.encode(fields[schema]).decode() for schema in schemas if fields.get(schema))
     return InputText(pieces=tuple(pieces), tokens=tokens)
