@@ -121,7 +121,7 @@ def test_an_expired_certificate_is_replaced(story: Story) -> None:
 
 
 def test_a_deleted_key_says_so_and_calls_say_why(story: Story) -> None:
-    """Given running pods, when the key's Secret is deleted, then its upstream and the calls say so; it may come back."""
+    """Given running pods, when the key's Secret is deleted, then upstream and calls say so; it may come back."""
     story.kubectl("delete", "secret", "openai")
     story.kubectl("wait", "--for", "condition=Ready=False", "upstream/openai", "--timeout", "60s")
     (ready,) = (each for each in story.get("upstream", "openai")["status"]["conditions"] if each["type"] == "Ready")
