@@ -2,9 +2,10 @@
 
     python bench/leases.py --pods 1000 --seconds 600
 
-Demand is skewed (a fifth of the pods wants four fifths) and moves every two and a half minutes; pods come and go; some
-are cut off from the leader for a minute; the leader fails over half way. All pods are real admissions and the leader
-is the real allocator: only time and network are simulated, with a delay of up to half a second a message.
+Demand is skewed (a fifth of the pods wants four fifths) and moves every two and a half minutes; pods come and go, half
+of them in good order and half killed; some are cut off from the leader for a minute; the leader fails over half way
+between two moves. All pods are real admissions and the leader is the real allocator: only time and network are
+simulated, with a delay of up to half a second a message.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import random
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -31,8 +33,11 @@ UPSTREAM = "bench/openai"
 SHARES = {"chat": 60, "batch": 30, "tools": 10}
 WINDOW_SECONDS = 60.0
 REPORT_SECONDS = 5.0
+LEAST_GAP_SECONDS = 0.5
+BUSY_REPORT_SECONDS = 1.0
+LONGEST_GAP_SECONDS = 2.0
 MOVE_SECONDS = 150.0
-TICK_SECONDS = 0.5
+TICK_SECONDS = 0.25
 TOKENS_PER_CALL = 100
 
 
@@ -44,6 +49,7 @@ class Figures(Struct, kw_only=True):
     demand_percent: float
     use_percent_mean: float
     use_percent_settled: float
+    use_percent_from_two_rounds_after_a_move: float
     use_percent_least_after_failover: float
     overshoot_percent: float
     least_share_kept_percent: float
@@ -54,7 +60,21 @@ class Figures(Struct, kw_only=True):
 class Pod:
     """One sidecar's limits and what its application wants."""
 
-    __slots__ = ("admission", "alive", "allocation", "budget", "cut_until", "name", "rate", "sent_at", "sequence")
+    __slots__ = (
+        "admission",
+        "alive",
+        "allocation",
+        "budget",
+        "cut_until",
+        "gap",
+        "granted",
+        "interval",
+        "name",
+        "rate",
+        "sent_at",
+        "sequence",
+        "turn",
+    )
 
     def __init__(self, name: str, allocation: str, policy: PodPolicy) -> None:
         self.name = name
@@ -64,7 +84,11 @@ class Pod:
         self.rate = 0.0
         self.budget = 0.0
         self.sequence = 0
-        self.sent_at = 0.0
+        self.turn = 0  # counts when it was decided anew when to report
+        self.gap = LEAST_GAP_SECONDS
+        self.granted = 0
+        self.interval = REPORT_SECONDS
+        self.sent_at = float("-inf")
         self.cut_until = 0.0
         self.alive = True
 
@@ -72,12 +96,16 @@ class Pod:
 class Simulation:
     """The fleet, the leader and the clock."""
 
-    def __init__(self, pods: int, seed: int, *, demand: float = 2.0, churn: float = 0.2) -> None:
-        """`demand` is in multiples of the capacity; `churn` is the part of the pods that is replaced in ten minutes."""
+    def __init__(self, pods: int, seed: int, *, demand: float = 2.0, churn: float = 0.2, killed: float = 0.5) -> None:
+        """`demand` is in multiples of the capacity; `churn` is the part of the pods that is replaced in ten minutes.
+
+        Of these, `killed` leave without a word.
+        """
         self.draw = random.Random(seed)
         self.count = pods
         self.demand = demand
         self.churn = churn
+        self.killed = killed
         self.capacity = pods * 6_000
         self.now = 0.0
         self.next_name = 0
@@ -101,7 +129,7 @@ class Simulation:
         self.leader = Allocator(now=0.0, fresh=True)
         self.leader.configure([(self.upstream, self.quota)], 0.0)
         self.pods: list[Pod] = [self._pod() for _ in range(pods)]
-        self.events: list[tuple[float, int, Pod, tuple[Demand, ...] | None, tuple[Lease, ...], int]] = []
+        self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.serial = 0
         self.admitted: deque[tuple[float, int, str]] = deque()
         self.in_window = 0
@@ -110,7 +138,7 @@ class Simulation:
         self.reports = 0
         self.skew()
         for pod in self.pods:
-            self._schedule(self.draw.uniform(0, REPORT_SECONDS), pod, None, (), 0)
+            self._report_in(pod, self.draw.uniform(0, REPORT_SECONDS))
 
     def _planned(self, share: int) -> int:
         return max(1, self.planned * share // 100)
@@ -133,11 +161,14 @@ class Simulation:
             part = 0.8 / len(hot) if index in hot else 0.2 / max(1, len(self.pods) - len(hot))
             pod.rate = total * part
 
-    def _schedule(
-        self, at: float, pod: Pod, demands: tuple[Demand, ...] | None, leases: tuple[Lease, ...], sequence: int
-    ) -> None:
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
         self.serial += 1
-        heapq.heappush(self.events, (at, self.serial, pod, demands, leases, sequence))
+        heapq.heappush(self.events, (self.now + seconds, self.serial, action))
+
+    def _send(self, action: Callable[[], None]) -> None:
+        """Let a message arrive after a while, or never."""
+        if self.draw.random() > 0.01:
+            self._after(self.draw.uniform(0.001, 0.5), action)
 
     def fail_over(self) -> None:
         """Put a new leader in place, which knows nothing."""
@@ -145,31 +176,31 @@ class Simulation:
         self.leader.configure([(self.upstream, self.quota)], self.now)
 
     def replace_some(self) -> None:
-        """Kill pods and start others; cut some off."""
+        """Let pods leave and others start; cut some off."""
         for index in range(len(self.pods)):
             if self.draw.random() < self.churn * TICK_SECONDS / 600:
                 old = self.pods[index]
-                old.alive = False
+                self._leave(old)
                 self.pods[index] = fresh = self._pod()
                 fresh.allocation, fresh.rate = old.allocation, old.rate
                 fresh.admission.configure(self.policies[old.allocation])
-                self._schedule(self.now + 0.1, fresh, None, (), 0)
+                self._report_in(fresh, 0.1)
             elif self.draw.random() < self.churn * TICK_SECONDS / 600:
                 self.pods[index].cut_until = self.now + 60.0
+
+    def _leave(self, pod: Pod) -> None:
+        pod.alive = False
+        if self.draw.random() >= self.killed:
+            sequence, demands, leader = pod.sequence + 1, pod.admission.last_demands(self.now), self.leader
+            self._send(lambda: leader.stop(pod.name, sequence, demands, self.now))
 
     def tick(self) -> None:
         """Let half a second pass."""
         end = self.now + TICK_SECONDS
         while self.events and self.events[0][0] <= end:
-            at, _, pod, demands, leases, sequence = heapq.heappop(self.events)
+            at, _, action = heapq.heappop(self.events)
             self.now = max(self.now, at)
-            if sequence and demands is None:
-                if pod.alive and sequence == pod.sequence:
-                    pod.admission.apply_leases(leases, sent_at=pod.sent_at)
-            elif demands is not None:
-                self._to_leader(pod, demands, sequence)
-            elif pod.alive:
-                self._report(pod)
+            action()
         self.now = end
         self.replace_some()
         for pod in self.pods:
@@ -178,21 +209,37 @@ class Simulation:
             self.in_window -= self.admitted.popleft()[1]
         self.worst = max(self.worst, self.in_window)
 
+    def _report_in(self, pod: Pod, seconds: float) -> None:
+        """Decide when the pod reports next, whatever was decided before."""
+        pod.turn += 1
+        turn = pod.turn
+        self._after(seconds, lambda: self._report(pod) if pod.turn == turn and pod.alive else None)
+
     def _report(self, pod: Pod) -> None:
-        self._schedule(self.now + REPORT_SECONDS * self.draw.uniform(0.9, 1.1), pod, None, (), 0)
+        self._report_in(pod, REPORT_SECONDS * self.draw.uniform(0.9, 1.1))
         pod.sequence += 1
         pod.sent_at = self.now
-        demands = pod.admission.demands(self.now)
-        if self.now >= pod.cut_until and self.draw.random() > 0.01:
-            self._schedule(self.now + self.draw.uniform(0.001, 0.5), pod, demands, (), pod.sequence)
+        sequence, demands = pod.sequence, pod.admission.demands(self.now)
+        if self.now >= pod.cut_until:
+            self._send(lambda: self._to_leader(pod, demands, sequence))
 
     def _to_leader(self, pod: Pod, demands: tuple[Demand, ...], sequence: int) -> None:
         started = time.process_time()
         leases = self.leader.exchange(pod.name, sequence, demands, self.now)
         self.leader_cpu += time.process_time() - started
         self.reports += 1
-        if self.draw.random() > 0.01:
-            self._schedule(self.now + self.draw.uniform(0.001, 0.5), pod, None, leases, sequence)
+        interval = self.leader.interval_seconds(pod.name, REPORT_SECONDS, BUSY_REPORT_SECONDS)
+        self._send(lambda: self._to_pod(pod, leases, sequence, interval))
+
+    def _to_pod(self, pod: Pod, leases: tuple[Lease, ...], sequence: int, interval: float) -> None:
+        if not pod.alive or sequence != pod.sequence:
+            return
+        pod.interval = interval
+        self._report_in(pod, max(0.0, pod.sent_at + interval * self.draw.uniform(0.9, 1.1) - self.now))
+        pod.admission.apply_leases(leases, sent_at=pod.sent_at)
+        amount = sum(lease.amount for lease in leases)
+        pod.gap = LEAST_GAP_SECONDS if amount > pod.granted else min(LONGEST_GAP_SECONDS, 2 * pod.gap)
+        pod.granted = amount
 
     def _call(self, pod: Pod) -> None:
         pod.budget = min(pod.budget + pod.rate * TICK_SECONDS, pod.rate * 2 + TOKENS_PER_CALL)
@@ -202,7 +249,10 @@ class Simulation:
             answer = pod.admission.reserve(UPSTREAM, ask, self.now)
             if not isinstance(answer, Admitted):
                 pod.admission.deny(UPSTREAM, ask, self.now)
-                pod.budget = 0.0
+                while pod.budget >= TOKENS_PER_CALL:  # nor would any other of these
+                    pod.budget -= TOKENS_PER_CALL
+                    pod.admission.deny(UPSTREAM, ask, self.now)
+                self._report_in(pod, max(0.0, pod.sent_at + pod.gap - self.now))
                 return
             self.admitted.append((self.now, TOKENS_PER_CALL, pod.allocation))
             self.in_window += TOKENS_PER_CALL
@@ -222,27 +272,28 @@ class Simulation:
         return min(100.0 * used[name] / due[name] for name in SHARES)
 
 
-def run(pods: int, seconds: float, seed: int, demand: float = 2.0, churn: float = 0.2) -> Figures:
+def run(pods: int, seconds: float, seed: int, demand: float = 2.0, churn: float = 0.2, killed: float = 0.5) -> Figures:
     """Simulate and return the figures. Failover happens half way, so ten minutes show something.
 
-    "Settled" is what is measured from two rounds and a window after the last move of demand and 100 s after the
-    failover.
+    "Settled" is what is measured from two rounds and a window after the last move of demand; the 100 s after the
+    failover are not in it. What is used from two rounds after a move until then is a figure of its own.
     """
-    simulation = Simulation(pods, seed, demand=demand, churn=churn)
+    simulation = Simulation(pods, seed, demand=demand, churn=churn, killed=killed)
     use: list[float] = []
     settled: list[float] = []
+    moving: list[float] = []
     kept: list[float] = []
     after_failover = 100.0
-    failed_over_at, moved_at = float("inf"), 0.0
+    failed_over_at, moved_at, moves = float("inf"), 0.0, 0
     while simulation.now < seconds:
         simulation.tick()
         now = simulation.now
-        if failed_over_at > now and now >= seconds / 2:
-            simulation.fail_over()
-            failed_over_at = now
         if now - moved_at >= MOVE_SECONDS:
             simulation.skew()
-            moved_at = now
+            moved_at, moves = now, moves + 1
+        if failed_over_at > now and now >= seconds / 2 and now - moved_at >= MOVE_SECONDS / 3:
+            simulation.fail_over()
+            failed_over_at = now
         if now <= WINDOW_SECONDS:
             continue
         use.append(simulation.use_percent())
@@ -251,12 +302,15 @@ def run(pods: int, seconds: float, seed: int, demand: float = 2.0, churn: float 
         elif now - moved_at > WINDOW_SECONDS + 2 * REPORT_SECONDS:
             settled.append(use[-1])
             kept.append(simulation.least_kept_percent())
+        elif moves and now - moved_at > 2 * REPORT_SECONDS:
+            moving.append(use[-1])
     return Figures(
         pods=pods,
         simulated_seconds=seconds,
         demand_percent=100.0 * demand,
         use_percent_mean=sum(use) / len(use),
         use_percent_settled=sum(settled) / len(settled),
+        use_percent_from_two_rounds_after_a_move=sum(moving) / len(moving),
         use_percent_least_after_failover=after_failover,
         overshoot_percent=max(0.0, 100.0 * simulation.worst / simulation.capacity - 100.0),
         least_share_kept_percent=min(kept),
@@ -273,8 +327,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--demand", type=float, default=2.0, help="in multiples of the capacity")
     parser.add_argument("--churn", type=float, default=0.2, help="part of the pods replaced in ten minutes")
-    arguments = parser.parse_args()
-    figures = run(arguments.pods, arguments.seconds, arguments.seed, arguments.demand, arguments.churn)
+    parser.add_argument("--killed", type=float, default=0.5, help="part of these that leaves without a word")
+    given = parser.parse_args()
+    figures = run(given.pods, given.seconds, given.seed, given.demand, given.churn, given.killed)
     for name in figures.__struct_fields__:
         value = getattr(figures, name)
         print(f"{name.replace('_', ' '):36} {value:.3f}" if isinstance(value, float) else f"{name:36} {value}")

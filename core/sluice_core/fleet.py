@@ -232,7 +232,8 @@ class Fleet:
         if request.pod.namespace in self._rolling:
             return BUSY_REPORT_SECONDS
         news = self._users.interval_seconds(request.users, now) if request.users else None
-        return REPORT_SECONDS if news is None else min(REPORT_SECONDS, news)
+        seconds = self._allocator.interval_seconds(request.instance, REPORT_SECONDS, BUSY_REPORT_SECONDS)
+        return seconds if news is None else min(seconds, news)
 
     def _replace(self, request: SyncRequest, now: float, unix_now: float) -> None:
         """Take note of a process that is new. In one pod the one before it has ended: kubelet runs them in turn."""

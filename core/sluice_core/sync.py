@@ -30,8 +30,9 @@ class Demand(Value, frozen=True, kw_only=True):
 
     `limit` names the dimension (see `sluice_core.limits.keys`). `held` is what the pod still holds: the larger of its
     lease, its safe share and what it used within the window. `used` is the use within the window, `wanted` what it
-    would use, `safe` what it may use without a lease. Less than `least` would be of no use to it: the largest single
-    call that waits.
+    would use soon, `safe` what it may use without a lease. Less than `least` would be of no use to it: the largest
+    single call that waits. `returned` is what it held until this very report. In the last report of a process `fading`
+    tells what of `used` still counts after each further even part of the window.
     """
 
     limit: _name
@@ -40,14 +41,20 @@ class Demand(Value, frozen=True, kw_only=True):
     wanted: int
     safe: int = 0
     least: int = 0
+    returned: int = 0
+    fading: Annotated[tuple[int, ...], Meta(max_length=16)] = ()
 
 
 class Lease(Value, frozen=True, kw_only=True):
-    """Capacity in one dimension that one pod may use within any window, for `ttl_seconds` from the answer on."""
+    """Capacity in one dimension that one pod may use within any window, for `ttl_seconds` from the answer on.
+
+    Of what is `short` others want more: what of it will not be used is to be given back with the next report.
+    """
 
     limit: _name
     amount: int
     ttl_seconds: float
+    short: bool = False
 
 
 class Spend(Value, frozen=True, kw_only=True):

@@ -23,16 +23,17 @@ def build_report(governor: Governor, sequence: int, *, stopping: bool) -> SyncRe
     """Return the report of this moment. All counts are cumulative since the process began."""
     settings = governor.settings
     now = governor.clock()
+    admission = governor.admission
     return SyncRequest(
         pod=PodRef(namespace=settings.namespace, name=settings.pod_name, uid=settings.pod_uid),
         instance=governor.instance,
         sequence=sequence,
         revision=governor.revision,
         config_error=governor.source.error[:1024],
-        demands=governor.admission.demands(now)[:1024],
+        demands=(admission.last_demands(now) if stopping else admission.demands(now))[:1024],
         counts=_counts(governor)[:MAX_COUNTS],
         spends=governor.spends.export()[:1024],
-        users=governor.admission.user_reports(now)[:64],
+        users=admission.user_reports(now)[:64],
         observations=governor.pacing.observations(now)[:256],
         gauges=_gauges(governor, now)[:256],
         breakers=_breakers(governor),

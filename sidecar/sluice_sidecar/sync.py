@@ -11,7 +11,9 @@ import aiohttp
 import msgspec
 import structlog
 
+from sluice_core.limits.meters import LEASE_ROUND_SECONDS
 from sluice_core.sync import SyncRequest, SyncResponse
+from sluice_sidecar.hurry import Hurry
 
 LONG_POLL_SECONDS = 25
 REPORT_TIMEOUT_SECONDS = 5.0
@@ -59,7 +61,7 @@ class SyncChannel:
         self._token_file = token_file
         self._ca_file = ca_file
         self._peer = peer
-        self._hurry = asyncio.Event()
+        self._hurry = Hurry(SHORTEST_INTERVAL_SECONDS, LEASE_ROUND_SECONDS)
         self._sequence = 0
         self._session: aiohttp.ClientSession | None = None
         self._ca_signature: object = None
@@ -100,18 +102,7 @@ class SyncChannel:
                 interval = min(_FIRST_RETRY_SECONDS * 2**failures, _LONGEST_RETRY_SECONDS)
                 failures = min(failures + 1, 8)
                 self._failed(error)
-            await self._pause(interval)
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait for the next report, less if there is a hurry, but never less than the shortest interval."""
-        await asyncio.sleep(min(seconds, SHORTEST_INTERVAL_SECONDS))
-        if (rest := seconds - SHORTEST_INTERVAL_SECONDS) > 0:
-            try:
-                async with asyncio.timeout(rest):
-                    await self._hurry.wait()
-            except TimeoutError:
-                pass
-        self._hurry.clear()
+            await self._hurry.pause(interval)
 
     async def _report(self, *, stopping: bool) -> float:
         self._sequence += 1
@@ -127,6 +118,7 @@ class SyncChannel:
             raise SyncError("the control plane's answer cannot be read") from None
         self.error = ""
         self.last_success = loop.time()
+        self._hurry.weigh(response.leases)
         self._peer.answered(response, sent_at)
         return min(max(response.interval_seconds, SHORTEST_INTERVAL_SECONDS), LONGEST_INTERVAL_SECONDS)
 

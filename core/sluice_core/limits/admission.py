@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from sluice_core.api.quotaallocation import Budget, Mode, OnExhausted, StoreType
 from sluice_core.limits.accounts import UNALLOCATED, Account, budgets_of
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
+from sluice_core.limits.demand import demands_of, left_behind, reported
 from sluice_core.limits.keys import LEASED, Dimension, Layer, pattern_for
 from sluice_core.limits.meters import MONEY_UNIT, REQUEST_UNIT, SLOT_UNIT, TOKEN_UNIT, Meter, RateMeter
 from sluice_core.selection import PodPolicy
@@ -195,15 +196,20 @@ class Admission:
         Accounts that are kept in another store are left out: their leases come from there.
         """
         accounts = (account for account in self._accounts.values() if account.store is StoreType.LEASES)
-        return tuple(demand for account in accounts for demand in _reported(account, now))
+        return tuple(demand for account in accounts for demand in reported(account, now))
+
+    def last_demands(self, now: float) -> tuple[Demand, ...]:
+        """Return what this pod leaves behind when it ends: it uses nothing more. No lease answers it."""
+        accounts = (account for account in self._accounts.values() if account.store is StoreType.LEASES)
+        return tuple(demand for account in accounts for demand in left_behind(account, now))
 
     def demands_of(self, upstream: str, now: float) -> tuple[Demand, ...]:
         """Return what this pod holds and wants of one account, for whoever leases it."""
-        return _reported(self._accounts[upstream], now)
+        return reported(self._accounts[upstream], now)
 
     def limits(self, now: float) -> tuple[Demand, ...]:
         """Return what this pod holds and wants of every account, for people. It is no report: no lease answers it."""
-        return tuple(demand for account in self._accounts.values() for _, demand in _demands(account, now))
+        return tuple(demand for account in self._accounts.values() for demand in demands_of(account, now))
 
     def apply_leases(self, leases: Sequence[Lease], *, sent_at: float) -> None:
         """Put leases into force. `sent_at` is when the report was sent that they answer; it must be the latest one."""
@@ -211,7 +217,7 @@ class Admission:
         for lease in leases:
             meter = meters.get(lease.limit)
             if meter is not None:
-                meter.allowance.grant(lease.amount, sent_at + lease.ttl_seconds)
+                meter.allowance.grant(lease.amount, sent_at + lease.ttl_seconds, short=lease.short)
 
     def user_reports(self, now: float) -> tuple[UserReport, ...]:
         """Return what the leader should know of single users. The answer to it is for `apply_users`."""
@@ -306,27 +312,3 @@ def _obstruction(meters: tuple[Meter, ...], amounts: tuple[int, ...], now: float
         if worst is None or earliest > worst.earliest:
             worst = Wait(obstacle=obstacle, earliest=earliest)
     return worst
-
-
-def _reported(account: Account, now: float) -> tuple[Demand, ...]:
-    demands = _demands(account, now)
-    for meter, demand in demands:
-        meter.allowance.reported = demand.wanted
-    return tuple(demand for _, demand in demands)
-
-
-def _demands(account: Account, now: float) -> tuple[tuple[Meter, Demand], ...]:
-    return tuple((meter, _demand(meter, now)) for meter in account.meters.values() if meter.allowance.ceiling)
-
-
-def _demand(meter: Meter, now: float) -> Demand:
-    allowance = meter.allowance
-    used = meter.used(now)
-    return Demand(
-        limit=meter.name,
-        held=max(used, allowance.leased(now), allowance.safe),
-        used=used,
-        wanted=meter.wanted(now),
-        safe=allowance.safe,
-        least=meter.largest_waiting,
-    )

@@ -126,14 +126,20 @@ class Allocator:
             if place is None:
                 continue
             ledger, allocation = place
-            amount = _UNLIMITED
+            amount, short = _UNLIMITED, False
             if ledger is not None:
                 amount = ledger.exchange(holder, allocation, demand, now, self.lease_seconds)
-            leases.append(Lease(limit=demand.limit, amount=amount, ttl_seconds=self.lease_seconds))
+                short = ledger.short
+            leases.append(Lease(limit=demand.limit, amount=amount, ttl_seconds=self.lease_seconds, short=short))
         session.leases = tuple(leases)
         if now - self._swept_at > self.lease_seconds:
             self._sweep(now)
         return session.leases
+
+    def interval_seconds(self, holder: str, longest: float, shortest: float) -> float:
+        """Return after how long a pod should report again, between the two."""
+        intervals = (ledger.interval_seconds(holder, longest, shortest) for ledger in self._ledgers.values())
+        return min(intervals, default=longest)
 
     def stop(self, holder: str, sequence: int, demands: Sequence[Demand], now: float) -> None:
         """Take a pod's last report: its leases are free at once, what it used leaves the windows."""

@@ -20,11 +20,23 @@ _ROTATION_SECONDS = 90.0
 class Holding:
     """What one instance of a pod's sidecar may hold."""
 
-    __slots__ = ("allocation", "expires_at", "exposure", "granted", "heard_at", "least", "safe", "used", "wanted")
+    __slots__ = (
+        "allocation",
+        "expires_at",
+        "exposure",
+        "fading",
+        "granted",
+        "heard_at",
+        "least",
+        "safe",
+        "used",
+        "wanted",
+    )
 
     def __init__(self, allocation: str) -> None:
         self.allocation = allocation
         self.exposure = 0
+        self.fading: list[tuple[float, int]] = []  # when it will be how much, the last step first
         self.granted = 0
         self.used = 0
         self.wanted = 0
@@ -84,12 +96,31 @@ class Ledger:
         holding.granted = grant
         return grant
 
+    @property
+    def short(self) -> bool:
+        """Tell whether pods want more than there is."""
+        return any(level.level < float("inf") for level in self._levels.values())
+
+    def interval_seconds(self, holder: str, longest: float, shortest: float) -> float:
+        """Return after how long a pod should report again: the sooner the more it holds, if others are short of it.
+
+        A report for every even part of the limit that is held: all together report at most twice as often as at rest.
+        """
+        holding = self.holdings.get(holder)
+        if holding is None or not self.short:
+            return longest
+        return max(shortest, longest * min(1.0, self.capacity / (len(self.holdings) * max(1, holding.exposure))))
+
     def stop(self, holder: str, demand: Demand, now: float) -> None:
         """Take a pod's last report: it uses nothing any more, and what it used leaves the window."""
         holding = self.holdings.get(holder)
-        if holding is not None:
-            self._expose(holding, demand.used)
-            self._end(holding, now + with_slack(self._window_seconds))
+        if holding is None:
+            return
+        self._expose(holding, demand.used)
+        self._end(holding, now + with_slack(self._window_seconds))
+        parts = len(demand.fading) + 1
+        steps = [now + with_slack(self._window_seconds * part / parts) for part in range(1, parts)]
+        holding.fading = list(zip(steps, demand.fading, strict=True))[::-1]
 
     def gone(self, holder: str, now: float, *, in_flight: bool) -> None:
         """Take note that a pod is no more. What is `in_flight` ended with it; what was used has to leave the window."""
@@ -103,6 +134,9 @@ class Ledger:
             holding = self.holdings.pop(holder)
             self._held -= holding.exposure
             self._safe_known[holding.allocation] -= holding.safe
+        for holding in self.holdings.values():
+            while holding.fading and holding.fading[-1][0] <= now:
+                self._expose(holding, min(holding.exposure, holding.fading.pop()[1]))
 
     def _end(self, holding: Holding, expires_at: float) -> None:
         self._safe_known[holding.allocation] -= holding.safe
@@ -115,7 +149,8 @@ class Ledger:
         if holding is None:
             holding = self.holdings[holder] = Holding(allocation)
             if now < self.learning_until:
-                self._learned += demand.held
+                # What it gives back with its first report nobody can have been granted yet.
+                self._learned += demand.held + demand.returned
         self._safe_known[holding.allocation] = self._safe_known.get(holding.allocation, 0) - holding.safe
         holding.allocation = allocation
         holding.safe = demand.safe

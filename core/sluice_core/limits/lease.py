@@ -16,7 +16,7 @@ class Allowance:
     A sole pod needs no lease: the whole is its own.
     """
 
-    __slots__ = ("_amount", "_expires_at", "answered", "ceiling", "pace", "reported", "safe", "sole")
+    __slots__ = ("_amount", "_expires_at", "answered", "ceiling", "pace", "reported", "safe", "short", "sole")
 
     def __init__(self, *, ceiling: int, safe: int, sole: bool) -> None:
         self.ceiling = ceiling
@@ -28,6 +28,8 @@ class Allowance:
         """What the latest report wanted."""
         self.answered = 0
         """What the report wanted to which the present lease is the answer."""
+        self.short = False
+        """Whether others want more of the limit than there is."""
         self._amount = 0
         self._expires_at = float("-inf")
 
@@ -55,11 +57,20 @@ class Allowance:
         """Tell whether the next answer may be larger: much more is wanted now than when the last was given."""
         return not self.sole and (now >= self._expires_at or 4 * wanted > 5 * self.answered)
 
-    def grant(self, amount: int, expires_at: float) -> None:
+    def grant(self, amount: int, expires_at: float, *, short: bool = False) -> None:
         """Replace the lease, larger or smaller, at once."""
+        self.short = short
         self._amount = amount
         self._expires_at = expires_at
         self.answered = self.reported
+
+    def give_back(self, wanted: int, now: float) -> None:
+        """Keep no more of the lease than is wanted, before saying what is held: others may have the rest at once.
+
+        Where there is enough for all it is kept: headroom for the time when nobody leases.
+        """
+        if self.short and wanted < self.leased(now):
+            self._amount = wanted
 
     def drop(self) -> None:
         """Forget the lease."""

@@ -10,7 +10,9 @@ from sluice_core.limits.keys import SLOT_SECONDS, WINDOW_SECONDS, Dimension, Lay
 from sluice_core.limits.lease import Allowance
 from sluice_core.limits.window import SlidingWindow, SlotPool
 
-_DENIED_SLOT_SECONDS: Final = 5.0
+_AHEAD_SECONDS: Final = 5.0
+"""How far ahead demand is reported: until the next report. What cannot be used until then is of more use to others."""
+_DENIED_SLOT_SECONDS: Final = 1.0
 # Which of the amounts of a call a dimension counts.
 REQUEST_UNIT: Final = 0
 TOKEN_UNIT: Final = 1
@@ -23,6 +25,7 @@ _UNITS: Final = {
     Dimension.MONEY_DAY: MONEY_UNIT,
     Dimension.CONCURRENCY: SLOT_UNIT,
 }
+FADING_PARTS: Final = 4
 LEASE_ROUND_SECONDS: Final = 2.0
 """How long the answer to a report of new demand takes at most, as a forecast for those who wait for it."""
 
@@ -30,7 +33,17 @@ LEASE_ROUND_SECONDS: Final = 2.0
 class Meter(ABC):
     """Use, allowance and unmet demand in one dimension. `name` says in refusals and metrics which limit it is."""
 
-    __slots__ = ("_denied", "allowance", "dimension", "largest_waiting", "layer", "name", "unit", "waiting")
+    __slots__ = (
+        "_denied",
+        "_largest_denied",
+        "allowance",
+        "dimension",
+        "largest_waiting",
+        "layer",
+        "name",
+        "unit",
+        "waiting",
+    )
 
     def __init__(self, *, name: str, layer: Layer, dimension: Dimension, allowance: Allowance) -> None:
         self.name = name
@@ -40,7 +53,8 @@ class Meter(ABC):
         self.allowance = allowance
         self.waiting = 0
         self.largest_waiting = 0
-        self._denied = SlidingWindow(60.0, _DENIED_SLOT_SECONDS)
+        self._largest_denied = 0
+        self._denied = SlidingWindow(_AHEAD_SECONDS, _DENIED_SLOT_SECONDS)
 
     @abstractmethod
     def used(self, now: float) -> int:
@@ -72,7 +86,11 @@ class Meter(ABC):
 
     @abstractmethod
     def wanted(self, now: float) -> int:
-        """Return what would be used if it were allowed: use, those who wait, and those who were refused lately."""
+        """Return the most that would be in use soon if it were allowed, with those who wait or were refused lately."""
+
+    def fading(self, now: float) -> tuple[int, ...]:  # noqa: ARG002 - what is in flight ends with the process
+        """Return what will still be in use after each further part of the window but the last, if nothing is added."""
+        return ()
 
     def fits(self, amount: int, now: float) -> bool:
         """Tell whether `amount` may be used now."""
@@ -112,7 +130,10 @@ class Meter(ABC):
 
     def deny(self, amount: int, now: float) -> None:
         """Remember demand that was refused."""
+        if not self._denied.expire(now):
+            self._largest_denied = 0
         self._denied.take(amount, now)
+        self._largest_denied = max(self._largest_denied, amount)
 
     def wait(self, amount: int) -> None:
         """Count somebody in who waits for `amount`."""
@@ -171,7 +192,15 @@ class RateMeter(Meter):
         return self.window.window_seconds
 
     def wanted(self, now: float) -> int:
-        return self.used(now) + self.waiting + self._denied.expire(now) + self.window.recent(2, now)
+        window = self.window
+        slots = max(2, round(_AHEAD_SECONDS / window.slot_seconds))
+        denied = self._denied.expire(now)
+        # As much will be asked for as lately; and less than one call is of no use to those who were refused.
+        peak = window.peak(window.recent(slots, now) + denied, slots, now)
+        return self.waiting + max(peak, window.used + (self._largest_denied if denied else 0))
+
+    def fading(self, now: float) -> tuple[int, ...]:
+        return self.window.fading(FADING_PARTS, now)
 
     def spread(self, amount: int, most_parts: int, now: float) -> float:
         """Return when `amount` may be used if no more than an even part of the limit is to be used within a part.
@@ -221,6 +250,6 @@ class SlotMeter(Meter):
         return self.slots.hold_average_seconds
 
     def wanted(self, now: float) -> int:
-        # So many calls a minute, each in flight for so long, are this many at once (Little's law).
-        unmet = self._denied.expire(now) * self.slots.hold_average_seconds / 60.0
+        # So many calls a second, each in flight for so long, are this many at once (Little's law).
+        unmet = self._denied.expire(now) * self.slots.hold_average_seconds / _AHEAD_SECONDS
         return self.used(now) + self.waiting + math.ceil(unmet)

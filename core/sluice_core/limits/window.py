@@ -79,6 +79,29 @@ class SlidingWindow:
             total += self.amounts[slot]
         return total
 
+    def peak(self, arrivals: int, slots: int, now: float) -> int:
+        """Return the most that would be in use at once within the next `slots` slots if `arrivals` came evenly in them.
+
+        What is used now leaves meanwhile, as it came a window ago.
+        """
+        used = most = self.expire(now)
+        for slot, taken in self.amounts.items():
+            ahead = slot + self.slots + 1 - self.newest  # slots until this one is over
+            if ahead > slots:
+                break
+            most = max(most, used + arrivals * ahead // slots)
+            used -= taken
+        return max(most, used + arrivals)
+
+    def fading(self, parts: int, now: float) -> tuple[int, ...]:
+        """Return what is left of the present use after 1, 2 ... `parts` - 1 parts of the window."""
+        self.expire(now)
+        oldest = self.newest - self.slots
+        return tuple(
+            sum(taken for slot, taken in self.amounts.items() if slot - oldest >= self.slots * part // parts)
+            for part in range(1, parts)
+        )
+
     def earliest(self, amount: int, limit: int, now: float, slots: int | None = None) -> float | None:
         """Return when `amount` fits under `limit` if nothing else is used till then, or None if it never does.
 

@@ -17,9 +17,9 @@ import structlog
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.redis_slices import SliceAnswerError, slice_answer, slice_call
 from sluice_core.snapshot import StorePolicy
-from sluice_core.sync import Lease
 from sluice_sidecar.credentials import Credentials, Secret
 from sluice_sidecar.gate import Gate
+from sluice_sidecar.hurry import Hurry
 from sluice_sidecar.store.redis_link import RedisLink, Script, StoreError, address_of
 
 CONNECT_SECONDS: Final = 2.0
@@ -59,9 +59,7 @@ class RedisStore:
         self._script = Script(resources.files(__package__).joinpath("slices.lua").read_text("utf-8"))
         self._link: RedisLink | None = None
         self._sequence = 0
-        self._hurry = asyncio.Event()
-        self._gap_seconds = LEAST_GAP_SECONDS
-        self._granted: dict[str, int] = {}
+        self._hurry = Hurry(LEAST_GAP_SECONDS, BUSY_SECONDS)
 
     def hurry(self) -> None:
         """Call soon: somebody waits."""
@@ -82,7 +80,7 @@ class RedisStore:
                     await asyncio.sleep(longest * jitter)
                 else:
                     failed = 0
-                    await self._pause(IDLE_SECONDS if idle else BUSY_SECONDS)
+                    await self._hurry.pause(IDLE_SECONDS if idle else BUSY_SECONDS)
         finally:
             await self._close()
 
@@ -125,15 +123,9 @@ class RedisStore:
         self._succeeded(answer.learning_seconds)
         if not stopping:
             admission.apply_leases(answer.leases, sent_at=sent_at)
-            self._weigh(answer.leases)
+            self._hurry.weigh(answer.leases)
             self._peer.gate.pump()
         return not any(each.used or each.wanted for each in demands)
-
-    def _weigh(self, leases: tuple[Lease, ...]) -> None:
-        """Hurry less while it brings nothing: the server has others to serve."""
-        grew = any(lease.amount > self._granted.get(lease.limit, 0) for lease in leases)
-        self._gap_seconds = LEAST_GAP_SECONDS if grew else min(BUSY_SECONDS, 2 * self._gap_seconds)
-        self._granted = {lease.limit: lease.amount for lease in leases}
 
     async def _open(self) -> RedisLink:
         password: Secret | None = None
@@ -142,15 +134,6 @@ class RedisStore:
             if password is None:
                 raise StoreError("the store's password is not mounted; see the Secret in spec.store.secretRef")
         return await RedisLink.open(address_of(self.policy.url, self.policy.ca_bundle), password, CONNECT_SECONDS)
-
-    async def _pause(self, seconds: float) -> None:
-        await asyncio.sleep(min(seconds, self._gap_seconds))
-        try:
-            async with asyncio.timeout(max(0.0, seconds - self._gap_seconds)):
-                await self._hurry.wait()
-        except TimeoutError:
-            pass
-        self._hurry.clear()
 
     def _succeeded(self, learning_seconds: float) -> None:
         if self.error:

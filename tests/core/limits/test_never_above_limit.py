@@ -20,6 +20,7 @@ UPSTREAM = "team/openai"
 SHARES = {"chat": 60, "batch": 30}
 PLANNED_PODS = 4  # of each allocation
 WINDOW_SECONDS = 60.0
+DAY_SECONDS = 86_400.0
 HOLD_SECONDS = 20 + 30.0
 # For so long a limit that was lowered may still be exceeded: leases run out, then permits leave the window.
 CALL_SECONDS = 20
@@ -45,8 +46,13 @@ class Pod:
 class Fleet(RuleBasedStateMachine):
     """Pods, a leader, and a network that delays, drops, repeats and reorders; an oracle that sees every admission."""
 
-    @initialize(tokens=st.integers(500, 5000), requests=st.integers(20, 200), concurrency=st.integers(5, 60))
-    def begin(self, tokens: int, requests: int, concurrency: int) -> None:
+    @initialize(
+        tokens=st.integers(500, 5000),
+        requests=st.integers(20, 200),
+        day=st.integers(20, 300),
+        concurrency=st.integers(5, 60),
+    )
+    def begin(self, tokens: int, requests: int, day: int, concurrency: int) -> None:
         """Start with two pods and a leader that was there from the beginning."""
         self.now = 1000.0
         self.pods: list[Pod] = []
@@ -55,17 +61,18 @@ class Fleet(RuleBasedStateMachine):
         self.answers_under_way: list[tuple[Pod, int, tuple[Lease, ...]]] = []
         self.limits_log: list[tuple[float, Limits]] = []
         self.admitted: list[list[float]] = []  # time, tokens
+        self.admitted_today: list[float] = []
         self.started = 0
         self.leader_clock = 50.0
         self.policy = self._policy(Limits())
         self.leader = Allocator(now=self._leader_now(), fresh=True)
-        self._configure(tokens, requests, concurrency)
+        self._configure(tokens, requests, day, concurrency)
         self._start("chat")
         self._start("batch")
 
     # --- what happens to the fleet ----------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 3.0, 5.0, 15.0, 31.0, 61.0]))
+    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 3.0, 5.0, 15.0, 31.0, 61.0, 900.0, 43_200.0]))
     def time_passes(self, seconds: float) -> None:
         """Everybody's clock moves on: calls end at their deadline, and those that wait get their turn."""
         self.now += seconds
@@ -172,8 +179,9 @@ class Fleet(RuleBasedStateMachine):
         self.dead.append(pod)
         match how:
             case "stopped":
-                sequence, demands = self._report(pod)
-                self.requests_under_way.append((pod, sequence, demands, True))
+                pod.sequence += 1
+                demands = pod.admission.last_demands(self._now(pod))
+                self.requests_under_way.append((pod, pod.sequence, demands, True))
             case "seen gone":
                 self.leader.gone(pod.name, self._leader_now())
             case "restarted":
@@ -186,10 +194,15 @@ class Fleet(RuleBasedStateMachine):
         self.leader = Allocator(now=self._leader_now())
         self.leader.configure([self._whole()], self._leader_now())
 
-    @rule(tokens=st.integers(300, 6000), requests=st.integers(10, 250), concurrency=st.integers(3, 80))
-    def limits_change(self, tokens: int, requests: int, concurrency: int) -> None:
+    @rule(
+        tokens=st.integers(300, 6000),
+        requests=st.integers(10, 250),
+        day=st.integers(15, 400),
+        concurrency=st.integers(3, 80),
+    )
+    def limits_change(self, tokens: int, requests: int, day: int, concurrency: int) -> None:
         """New limits are published to everybody."""
-        self._configure(tokens, requests, concurrency)
+        self._configure(tokens, requests, day, concurrency)
 
     # --- the oracle -------------------------------------------------------------------------------------------------
 
@@ -199,18 +212,30 @@ class Fleet(RuleBasedStateMachine):
         if not hasattr(self, "admitted"):
             return
         self.admitted = [entry for entry in self.admitted if entry[0] > self.now - WINDOW_SECONDS]
-        bound = self._bound()
+        bound = self._bound(WINDOW_SECONDS)
         assert sum(entry[1] for entry in self.admitted) <= (bound.tokens_per_minute or 0)
         assert len(self.admitted) <= (bound.requests_per_minute or 0)
         assert sum(len(pod.in_flight) for pod in self.pods) <= (bound.concurrency or 0)
 
-    def _bound(self) -> Limits:
-        since = self.now - GRACE_SECONDS - WINDOW_SECONDS
-        last_before = max((at for at, _ in self.limits_log if at <= since), default=0.0)
-        recent = [limits for at, limits in self.limits_log if at >= last_before]
+    @invariant()
+    def a_day_holds_no_more_than_the_limit_of_a_day(self) -> None:
+        """The same of the requests of any 24 hours."""
+        if not hasattr(self, "admitted"):
+            return
+        self.admitted_today = [at for at in self.admitted_today if at > self.now - DAY_SECONDS]
+        assert len(self.admitted_today) <= (self._bound(DAY_SECONDS).requests_per_day or 0)
+
+    def _last_before(self, since: float) -> float:
+        return max((at for at, _ in self.limits_log if at <= since), default=0.0)
+
+    def _bound(self, window_seconds: float) -> Limits:
+        """Return the largest of the limits that may still show in a window."""
+        since = self.now - GRACE_SECONDS - 2 * window_seconds
+        recent = [limits for at, limits in self.limits_log if at >= self._last_before(since)]
         return Limits(
             tokens_per_minute=max(each.tokens_per_minute or 0 for each in recent),
             requests_per_minute=max(each.requests_per_minute or 0 for each in recent),
+            requests_per_day=max(each.requests_per_day or 0 for each in recent),
             concurrency=max(each.concurrency or 0 for each in recent),
         )
 
@@ -226,6 +251,7 @@ class Fleet(RuleBasedStateMachine):
     def _record(self, pod: Pod, admitted: Admitted, tokens: int) -> None:
         entry: list[float] = [self.now, tokens]
         self.admitted.append(entry)
+        self.admitted_today.append(self.now)
         self.entries[id(admitted)] = entry
         pod.in_flight.append(admitted)
 
@@ -262,9 +288,9 @@ class Fleet(RuleBasedStateMachine):
         pod.admission.configure(self._pod_policy(pod))
         self.pods.append(pod)
 
-    def _configure(self, tokens: int, requests: int, concurrency: int) -> None:
+    def _configure(self, tokens: int, requests: int, day: int, concurrency: int) -> None:
         limits = Limits(
-            tokens_per_minute=tokens, requests_per_minute=requests, requests_per_day=0, concurrency=concurrency
+            tokens_per_minute=tokens, requests_per_minute=requests, requests_per_day=day, concurrency=concurrency
         )
         self.limits_log.append((self.now, limits))
         self.policy = self._policy(limits)
