@@ -91,7 +91,7 @@ class _Connection(web.RequestHandler):
         handler = self._manager.request_handler
         writer = StreamWriter(self, self._loop)
         request = web.BaseRequest(message, payload, self, writer, self._task_handler, self._loop)
-        if message.upgrade:
+        if message.upgrade or "Upgrade" in message.headers:
             return await self._upgrade(request)
         self._current_request = request
         self._request_in_progress = True

@@ -166,6 +166,44 @@ async def test_a_fault_of_the_handler_is_answered_and_ends_the_connection() -> N
     assert b"sk-secret" not in answer
 
 
+async def greet(request: web.BaseRequest) -> web.StreamResponse:
+    """Open a WebSocket and send one message."""
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    await socket.send_str("hello")
+    await socket.close()
+    return socket
+
+
+HANDSHAKE = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        pytest.param(HANDSHAKE + KEY + b"Connection: Upgrade\r\n\r\n", b"101", id="whole"),
+        pytest.param(HANDSHAKE + KEY + b"Connection: close\r\n\r\n", b"400", id="not-asked-for-by-connection"),
+        pytest.param(HANDSHAKE + b"Connection: Upgrade, close\r\n\r\n", b"400", id="without-a-key"),
+    ],
+)
+async def test_an_upgrade_is_granted_or_refused_as_aiohttp_does(request_head: bytes, status: bytes) -> None:
+    """A handshake with something missing is the client's fault, not the server's."""
+    async with serving(greet) as (port, _):
+        answer = await talk(port, request_head, until=b"hello" if status == b"101" else b"\r\n\r\n")
+    assert answer.split(b" ")[1] == status
+
+
+async def test_what_follows_a_declined_upgrade_is_the_next_request() -> None:
+    """The client may have sent it already."""
+    async with serving(echo) as (port, _):
+        answers = await talk(
+            port, HANDSHAKE + KEY + b"Connection: Upgrade\r\n\r\n" + post("/2", b"x", "Connection: close")
+        )
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+    assert answers.endswith(b"/2:x")
+
+
 async def test_a_handler_is_cancelled_when_its_client_goes() -> None:
     """Nobody works for an answer that cannot be delivered."""
     begun, cancelled = asyncio.Event(), asyncio.Event()
