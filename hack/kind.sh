@@ -8,6 +8,11 @@ cd "$(dirname "$0")/.."
 
 export KUBECONFIG="${KUBECONFIG:-$PWD/.tools/kubeconfig}"
 export SLUICE_OPERATOR_IMAGE=sluice-operator:dev SLUICE_SIDECAR_IMAGE=sluice-sidecar:dev SLUICE_PULL_POLICY=IfNotPresent
+export SLUICE_APP_IMAGE=sluice-app:dev
+# How the stories take the API server away and bring it back.
+manifests=/etc/kubernetes/manifests
+export SLUICE_STOP_APISERVER="docker exec sluice-control-plane mv $manifests/kube-apiserver.yaml /root/"
+export SLUICE_START_APISERVER="docker exec sluice-control-plane mv /root/kube-apiserver.yaml $manifests/"
 python=.venv/bin/python
 kubectl=.tools/kubectl
 helm=.tools/helm
@@ -20,6 +25,8 @@ up() {
     docker build --quiet --file "$part/Dockerfile" --tag "sluice-$part:dev" .
     kind load docker-image --name sluice "sluice-$part:dev"
   done
+  docker build --quiet --tag "$SLUICE_APP_IMAGE" tests/e2e
+  kind load docker-image --name sluice "$SLUICE_APP_IMAGE"
   "$helm" upgrade --install sluice charts/sluice --namespace sluice-system --create-namespace --wait --timeout 5m \
     --set operator.image.repository=sluice-operator,operator.image.tag=dev \
     --set sidecar.image.repository=sluice-sidecar,sidecar.image.tag=dev
@@ -31,7 +38,7 @@ up() {
 }
 
 quickstart() {
-  local manifests=tests/e2e/manifests
+  local stories=tests/e2e/manifests
   "$kubectl" create namespace "$namespace" --dry-run=client --output yaml | "$kubectl" apply --filename -
   "$kubectl" label namespace "$namespace" sluice.dev/inject=true --overwrite
   for name in openai backup; do
@@ -39,7 +46,7 @@ quickstart() {
       --dry-run=client --output yaml | "$kubectl" --namespace "$namespace" apply --filename -
   done
   for name in mock chat; do
-    sed -e "s/MOCK_IMAGE\|APP_IMAGE/$SLUICE_SIDECAR_IMAGE/; s/PULL_POLICY/$SLUICE_PULL_POLICY/" "$manifests/$name.yaml" |
+    sed -e "s/MOCK_IMAGE/$SLUICE_SIDECAR_IMAGE/; s/APP_IMAGE/$SLUICE_APP_IMAGE/; s/PULL_POLICY/$SLUICE_PULL_POLICY/" "$stories/$name.yaml" |
       "$kubectl" --namespace "$namespace" apply --filename -
   done
   # The examples as they are, but for the upstreams: here they are the mock.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from .story import SYSTEM, Cluster, Story, eventually
+from .story import HERE, SYSTEM, Cluster, Story, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -39,6 +41,20 @@ def test_a_call_is_made_with_a_key_that_the_application_never_sees(story: Story)
     assert call["headers"]["x-sluice-call-id"]
     assert story.ledger()[-1]["key_name"] == "old"
     assert "sk-old" not in environment
+
+
+def test_the_official_sdk_works_unchanged(story: Story) -> None:
+    """Given an application that builds `OpenAI()` and no more, when it calls, then all it asks is answered."""
+    pod = ("exec", story.pods()[0]["metadata"]["name"], "--container", "app", "--", "python", "-c")
+    if "openai" not in story.kubectl(*pod, "import openai; print(openai.__name__)", check=False):
+        pytest.skip("SLUICE_APP_IMAGE has no official SDK in it (tests/e2e/Dockerfile makes one that has)")
+    told = json.loads(story.kubectl(*pod, (HERE / "sdk.py").read_text()))
+
+    assert told["text"]
+    assert told["streamed"]
+    assert told["response"]
+    assert told["url"].startswith("http://127.0.0.1:")
+    assert "sk-old" not in told["key"]
 
 
 def test_a_split_sends_the_same_user_to_the_same_arm(story: Story) -> None:
