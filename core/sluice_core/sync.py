@@ -150,7 +150,7 @@ class UserAnswer(Value, frozen=True, kw_only=True):
 
 
 class AllocationGauge(Value, frozen=True, kw_only=True):
-    """The state of one allocation in one pod.
+    """The state of one allocation in one pod. What is used and refused is that of the last minute.
 
     `unpriced` counts calls whose cost is not known, with a model of them. What is granted is said where it comes from
     another store, because the leader knows of it by this alone.

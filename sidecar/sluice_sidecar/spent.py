@@ -45,7 +45,7 @@ def affordable(call: Call, admission: Admission, candidates: Candidates) -> Cand
     )
     if account.mode is Mode.SHADOW:
         call.would_refuse = obstacle.name
-        account.refused += 1
+        account.refusals.take(1, call.clock())
         return candidates
     if call.endpoint in _CAN_BE_CHEAPER:
         if budget.degrade_to is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import msgspec
@@ -22,6 +22,7 @@ from sluice_core.compile import Compiled, Problem, ResourceId, Severity, compile
 from sluice_core.enforcement import Finding, message_of, reason_of, with_findings
 from sluice_core.rollout.observation import Plan
 from sluice_core.snapshot import Snapshot
+from sluice_core.sync import PodRef
 from sluice_operator.leader import Leader
 from sluice_operator.rollout_metrics import Decisions
 from sluice_operator.rollouts import FleetRollouts
@@ -65,6 +66,10 @@ class LocalPlane:
     async def close(self) -> None:
         """Stop asking webhooks."""
         await self._webhooks.close()
+
+    def present(self, pods: Collection[PodRef]) -> None:
+        """Learn which pods there are: what one held that is gone comes back."""
+        self.leader.present(pods, self._clock())
 
     def round(self, resources: tuple[AnyResource, ...], pods: PodLabels, now_unix: float) -> Compiled:
         """Do one round over these resources, whose statuses are those of the store, and return the policy in force."""

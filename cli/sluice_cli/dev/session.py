@@ -130,6 +130,7 @@ class Session:
         for sidecar in self.sidecars.values():
             namespace = sidecar.workload.namespace
             pods[namespace] = (*pods.get(namespace, ()), sidecar.workload.labels)
+        self.plane.present([sidecar.pod for sidecar in self.sidecars.values()])
         self._mount(self.plane.round(resources, pods, time.time()))
         for sidecar in self.sidecars.values():
             if sidecar.pid is None and not await sidecar.restart_if_gone():
@@ -166,7 +167,7 @@ class Session:
         }
         port = self._first_port + number if self._first_port else 0
         sidecar = Sidecar(workload, directory, settings, self._note, port)
-        self._tokens[token] = PodRef(namespace=workload.namespace, name=sidecar.name)
+        self._tokens[token] = sidecar.pod
         return sidecar
 
     def _note(self, workload: Workload, record: CallRecord) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgspec
 from sluice_cli.dev.mounts import Mount
 from sluice_cli.dev.workloads import Workload
 from sluice_core.records import CallRecord
+from sluice_core.sync import PodRef
 
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
@@ -42,6 +44,7 @@ class Sidecar:
     ) -> None:
         self.workload = workload
         self.name = "-".join(workload.labels.values()) or "any"
+        self.uid = secrets.token_hex(8)
         self.directory = directory
         self.config = Mount(directory / "config")
         self.credentials = Mount(directory / "credentials")
@@ -54,6 +57,11 @@ class Sidecar:
         self._process: asyncio.subprocess.Process | None = None
         self._tether: tuple[int | None, int | None] = (None, None)
         self._readers: asyncio.Task[None] | None = None
+
+    @property
+    def pod(self) -> PodRef:
+        """Return the pod that it plays: a process that takes the place of another one is of the same pod."""
+        return PodRef(namespace=self.workload.namespace, name=self.name, uid=self.uid)
 
     @property
     def base_url(self) -> str:
@@ -149,6 +157,7 @@ class Sidecar:
             "SLUICE_LABELS": labels,
             "SLUICE_NAMESPACE": self.workload.namespace,
             "SLUICE_POD_NAME": self.name,
+            "SLUICE_POD_UID": self.uid,
             "SLUICE_PORTS_FILE": str(ports_file),
         }  # fmt: skip
 

@@ -12,6 +12,7 @@ from sluice_core.limits.keys import LEASED, Dimension, Layer, LimitKey, capacity
 from sluice_core.limits.lease import Allowance
 from sluice_core.limits.meters import Meter, RateMeter, SlotMeter
 from sluice_core.limits.users import UserLimits
+from sluice_core.limits.window import SlidingWindow
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
 
 HOLD_MARGIN_SECONDS: Final = 30.0
@@ -23,7 +24,7 @@ _MAX_MODELS_REMEMBERED: Final = 256
 class Account:
     """One upstream as this pod may use it: its meters by (model pattern, dimension), its users, its budgets."""
 
-    __slots__ = ("_by_model", "allocation", "by_key", "key", "meters", "quota", "refused", "upstream", "users")
+    __slots__ = ("_by_model", "allocation", "by_key", "key", "meters", "quota", "refusals", "upstream", "users")
 
     def __init__(self, key: str, max_users: int) -> None:
         self.key = key
@@ -33,7 +34,8 @@ class Account:
         self.meters: dict[tuple[str, Dimension], Meter] = {}
         self.by_key: dict[str, Meter] = {}
         self.users = UserLimits(key, max_users)
-        self.refused = 0
+        self.refusals = SlidingWindow(60.0, 1.0)
+        """Calls that were refused, or would have been."""
         self._by_model: dict[str, tuple[Meter, ...]] = {}
 
     @property

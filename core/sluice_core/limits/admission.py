@@ -80,7 +80,7 @@ class Admission:
         self._next_id += 1
         reservation = Reservation(self._next_id, upstream, ask, amounts, meters, slots)
         if answer is not None:
-            account.refused += 1
+            account.refusals.take(1, now)
             return Admitted(reservation=reservation, would_refuse=answer.obstacle)
         return Admitted(reservation=reservation)
 
@@ -164,7 +164,7 @@ class Admission:
         account = self._accounts.get(upstream)
         if account is None:
             return
-        account.refused += 1
+        account.refusals.take(1, now)
         for meter in account.known_meters(ask):
             meter.deny(ask.amounts[meter.unit], now)
 
@@ -260,7 +260,7 @@ class Admission:
         return found
 
     def gauges(self, now: float) -> tuple[AllocationGauge, ...]:
-        """Return the state of every account for the control plane. `refused` is cumulative."""
+        """Return the state of every account for the control plane; all figures are of the last minute."""
         return tuple(
             AllocationGauge(
                 quota=account.quota.key if account.quota else account.key,
@@ -268,7 +268,7 @@ class Admission:
                 used_requests=account.meters["", Dimension.REQUESTS].used(now),
                 used_tokens=account.meters["", Dimension.TOKENS].used(now),
                 waiting=account.meters["", Dimension.REQUESTS].waiting,
-                refused=account.refused,
+                refused=account.refusals.expire(now),
                 granted_requests=account.leased_elsewhere(Dimension.REQUESTS, now),
                 granted_tokens=account.leased_elsewhere(Dimension.TOKENS, now),
             )
