@@ -21,6 +21,7 @@ ENFORCED = "Enforced"
 WITHIN_BUDGET = "WithinBudget"
 SPEND_UNUSUAL = "SpendUnusual"
 MAX_NAMED = 5
+_NOBODY = "no injected pod has the labels of any allocation; correct them, or label and restart the pods"
 
 
 class Finding(Value, frozen=True, kw_only=True):
@@ -48,7 +49,7 @@ def enforced(
     named = [each for each in quota.allocations if each.name != UNALLOCATED]
     shadows = [each.name for each in named if each.mode is Mode.SHADOW]
     if idle >= len(named):
-        return _finding(ENFORCED, False, "NobodySelected", "no injected pod has the labels of any allocation")
+        return _finding(ENFORCED, False, "NobodySelected", _NOBODY)
     if shadows:
         whole = len(shadows) == len(named)
         which = "all allocations report" if whole else f"{_names(shadows)} only reports"
@@ -77,7 +78,12 @@ def within_budget(budgets: Mapping[str, Assessment], policies: Mapping[str, Budg
         return _finding(WITHIN_BUDGET, False, "BudgetExhausted", message)
     soon = sorted(name for name, each in budgets.items() if each.runs_out_at is not None)
     if soon:
-        return _finding(WITHIN_BUDGET, True, "RunsOutEarly", f"will be spent before the window ends: {_names(soon)}")
+        return _finding(
+            WITHIN_BUDGET,
+            True,
+            "RunsOutEarly",
+            f"will be spent before the window ends: {_names(soon)}; runsOutAt says when",
+        )
     return _finding(WITHIN_BUDGET, True, "MoneyLeft", "every budget lasts at the present rate")
 
 
@@ -86,7 +92,10 @@ def spend_unusual(budgets: Mapping[str, Assessment], unusual: Mapping[str, int])
     if not budgets:
         return None
     if unusual:
-        message = f"the last hour cost far more than the week's mean hour: {_names(sorted(unusual))}"
+        message = (
+            f"the last hour cost far more than the week's mean hour: {_names(sorted(unusual))}; "
+            "sluice_cost_usd_total says of which model"
+        )
         return _finding(SPEND_UNUSUAL, True, "AboveBaseline", message)
     return _finding(SPEND_UNUSUAL, False, "Usual", "the last hour cost no more than usual")
 

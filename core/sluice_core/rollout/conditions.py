@@ -21,6 +21,8 @@ _SHARES: Final = (
     "the arms do not get their shares of the calls, so they cannot be compared; look for one user or retry loop behind "
     "most calls, or for users whom a cache or a proxy before the pods treats unlike"
 )
+_LATE: Final = " has outlasted stepDeadlineSeconds; promote or abort it, or give it the calls that its verdict needs"
+_BEHIND: Final = "; the log of the container sluice says why one stays behind"
 
 
 def conditions_of(
@@ -42,7 +44,7 @@ def conditions_of(
             "Progressing",
             phase in {Phase.PROGRESSING, Phase.WATCHING} and not status.deadline_passed,
             "DeadlineExceeded" if status.deadline_passed else phase.value,
-            status.step,
+            f"step {status.step}{_LATE if status.deadline_passed else ''}" if status.step else "",
         ),
         (
             "Paused",
@@ -52,7 +54,12 @@ def conditions_of(
         ),
         ("Promoted", phase is Phase.PROMOTED, phase.value, ""),
         ("RolledBack", phase in _FAILED, phase.value, status.reason if phase in _FAILED else ""),
-        ("ConfigSynced", converged, "Synced" if converged else "PodsBehind", status.synced_pods),
+        (
+            "ConfigSynced",
+            converged,
+            "Synced" if converged else "PodsBehind",
+            f"{status.synced_pods or 'no'} pods run what is decided{'' if converged else _BEHIND}",
+        ),
         (
             "AnalysisConfigured",
             bool(rules.metrics or rules.webhooks),

@@ -212,7 +212,9 @@ def test_how_the_money_stands_is_told_without_figures_that_move() -> None:
     assert degrades.message == f"spent until the window ends: {QUOTA} (onExhausted: Degrade)"
     assert within_budget(standing(exhausted=UNIX)) == within_budget(standing(exhausted=UNIX + 1.0))
     assert reason(spend_unusual(standing(), {})) == "Usual"
-    assert spend_unusual(standing(), {QUOTA: 151}) == spend_unusual(standing(), {QUOTA: 400})
+    unusual = spend_unusual(standing(), {QUOTA: 151})
+    assert reason(unusual) == "AboveBaseline"
+    assert unusual == spend_unusual(standing(), {QUOTA: 400})
 
 
 def test_the_status_says_what_is_spent_and_when_it_starts_anew() -> None:
