@@ -22,7 +22,9 @@ from sluice_core.prices import PRICES, TIERS, VERSION, ModelPrice
 from sluice_core.usage import Usage
 
 MAX_KNOWN_NAMES = 1024
-"""Names whose look-up is remembered; they come from answers, so their number must be bounded."""
+"""Names whose look-up is remembered; they come from answers, so their number must be bounded, and their length."""
+
+LONGEST_KNOWN_NAME = 256
 
 LATEST = float("inf")
 """As a time: after every change of prices that the book knows."""
@@ -190,7 +192,9 @@ class PriceBook:
         except KeyError:
             if len(self._known) >= MAX_KNOWN_NAMES:
                 self._known.clear()
-            found = self._known[model] = self._look_up(model)
+            found = self._look_up(model)
+            if len(model) <= LONGEST_KNOWN_NAME:
+                self._known[model] = found
             return found
 
     def _look_up(self, model: str) -> list[_Rates] | None:

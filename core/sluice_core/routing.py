@@ -16,6 +16,7 @@ from sluice_core.snapshot import FallbackPolicy, RulePolicy, SplitPolicy, Target
 
 DEFAULT_TARGET = "default"
 MAX_KNOWN_KINDS = 1024
+LONGEST_KNOWN_MODEL = 256
 
 
 class Route(Value, frozen=True, kw_only=True):
@@ -144,7 +145,8 @@ class Router:
         rules = tuple((rule, alternatives) for rule, alternatives in found if alternatives)
         if len(self._known) >= MAX_KNOWN_KINDS:
             self._known.clear()
-        self._known[kind] = rules
+        if kind[1] is None or len(kind[1]) <= LONGEST_KNOWN_MODEL:
+            self._known[kind] = rules
         return rules
 
 

@@ -361,3 +361,56 @@ def test_every_call_gets_exactly_one_answer(actions: list[tuple[int, int, int, f
     for number in list(bench.open):
         bench.admission.settle(bench.open.pop(number), tokens=0, usd_micros=None, now=now)
     assert meters["", Dimension.CONCURRENCY].used(now) == 0
+
+
+_steps = st.lists(
+    st.tuples(
+        st.sampled_from(list(Priority)),
+        st.integers(0, 2),
+        st.integers(0, 60),
+        st.floats(0, 3),
+        st.booleans(),
+    ),
+    max_size=40,
+)
+
+
+@given(_steps, st.integers(1, 3), st.integers(50, 200))
+def test_who_walks_in_would_have_been_admitted_and_nobody_else_notices(
+    steps: list[tuple[Priority, int, int, float, bool]], concurrency: int, tokens_per_minute: int
+) -> None:
+    """Calls that try to walk in first fare as those that are submitted at once, whoever waits and whoever ends."""
+    lining, walking = (Bench(concurrency=concurrency, tokens_per_minute=tokens_per_minute) for _ in range(2))
+    now = 0.0
+    for priority, retry, tokens, pause, ends in steps:
+        now += pause
+        expected, number = lining.answer(now, patience=20.0, priority=priority, retry=retry, tokens=tokens)
+        admitted = walking.line.walk_in(UP, Ask(tokens=tokens), priority, retry, now)
+        if admitted is not None:
+            walking.count += 1
+            walking.open[walking.count] = admitted.reservation
+            assert isinstance(expected, Admitted)
+        else:
+            answer, _ = walking.answer(now, patience=20.0, priority=priority, retry=retry, tokens=tokens)
+            assert type(answer) is type(expected)
+        assert walking.count == number
+        if ends and lining.open:
+            oldest = min(lining.open)
+            assert walking.end(oldest, now) == lining.end(oldest, now)
+        assert walking.ready(now) == lining.ready(now)
+        for dimension in (Dimension.REQUESTS, Dimension.TOKENS, Dimension.CONCURRENCY):
+            meters = [bench.admission.account(UP).meters["", dimension] for bench in (walking, lining)]
+            assert meters[0].used(now) == meters[1].used(now)
+            assert meters[0].waiting == meters[1].waiting
+
+
+def test_nobody_walks_in_past_those_who_wait() -> None:
+    """While somebody waits, and for classes that are spread, a call is for the line, and nothing is reserved."""
+    bench = Bench(concurrency=2)
+    assert bench.line.walk_in(UP, Ask(), Priority.BATCH, 0, 0.0) is None
+    assert bench.line.walk_in(UP, Ask(), Priority.REALTIME, 3, 0.0) is None
+    bench.submit(0.0)
+    bench.submit(0.0)
+    bench.submit(0.0, priority=Priority.STANDARD)
+    assert bench.line.walk_in(UP, Ask(), Priority.CRITICAL, 0, 0.0) is None
+    assert bench.admission.account(UP).meters["", Dimension.CONCURRENCY].used(0.0) == 2

@@ -97,7 +97,9 @@ def test_models_that_callers_make_up_are_remembered_within_bounds() -> None:
         assert isinstance(found, Route)
         assert found.rule is not None
         assert found.rule.name == ("even" if number % 2 == 0 else "rest")
-    assert len(router) <= MAX_KNOWN_KINDS
+    before = len(router)
+    router.route(RequestFacts(endpoint=CHAT, model="x" * 10_000), {}, 0.0)
+    assert before == len(router) <= MAX_KNOWN_KINDS
 
 
 def test_a_call_without_a_rule_goes_to_the_default_upstream_or_nowhere() -> None:
