@@ -158,8 +158,12 @@ class LocalPlane:
         self.store.set_status(resource, status)
 
     def _tell_alerts(self, now_unix: float) -> None:
-        """Say which budgets have passed a mark. Nobody is called: that is the operator's part."""
-        for each in self.leader.spending.take_alerts(now_unix):
+        """Say which budgets have passed a mark, once that is kept. Nobody is called: that is the operator's part."""
+        spending = self.leader.spending
+        told = spending.take_alerts(now_unix)
+        if spending.take_changes():
+            self._keep()
+        for each in told:
             self.events.append(f"{each.alert.budget}: {reason_of(each.alert)}: {message_of(each.alert)}")
 
     def _conditions(

@@ -19,7 +19,7 @@ from sluice_cli.dev.folder import FolderWatch, LocalStore, ManifestFileError, re
 from sluice_cli.dev.plane import LocalPlane
 from sluice_cli.dev.scratch import scratch_directory
 from sluice_cli.dev.sidecars import Sidecar, SidecarError
-from sluice_cli.dev.state import StateFile
+from sluice_cli.dev.state import LocalState, StateFile
 from sluice_cli.dev.upstreams import Upstreams, store_passwords
 from sluice_cli.dev.workloads import Workload, discover
 from sluice_cli.documents import document
@@ -65,9 +65,10 @@ class Session:
             StateError: the state file holds something else.
         """
         self._state = StateFile(state) if state is not None else None
-        remembered = self._state.read() if self._state is not None else ()
-        self.store = LocalStore(remembered)
-        self.plane = LocalPlane(self.store, keep=self._keep, fresh=not remembered)
+        remembered = self._state.read() if self._state is not None else LocalState()
+        self.store = LocalStore(remembered.resources)
+        self.plane = LocalPlane(self.store, keep=self._keep, fresh=not remembered.resources)
+        self.plane.leader.spending.restore(remembered.spending, time.time())
         self._metrics = CollectorRegistry()
         self._metrics.register(ResourceMetrics(lambda: self.store.resources, lambda: True, self.plane.decisions))
         self.sidecars: dict[str, Sidecar] = {}
@@ -219,7 +220,8 @@ class Session:
 
     def _keep(self) -> None:
         if self._state is not None:
-            self._state.write(self.store.remember())
+            spending = self.plane.leader.spending.states()
+            self._state.write(LocalState(resources=self.store.remember(), spending=spending))
 
     async def _stop_sidecars(self) -> None:
         await asyncio.gather(*(sidecar.stop() for sidecar in self.sidecars.values()))

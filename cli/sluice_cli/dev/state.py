@@ -1,4 +1,4 @@
-"""What local mode remembers from one run to the next: statuses, above all how far each rollout is."""
+"""What local mode remembers from one run to the next: statuses, how far each rollout is, and what was spent."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from sluice_core.api.base import Value
+from sluice_core.budget import LedgerState
 
 
 class Remembered(Value, frozen=True, kw_only=True):
@@ -21,6 +22,13 @@ class Remembered(Value, frozen=True, kw_only=True):
     content: str
     requests: dict[str, str] = {}
     status: dict[str, Any] = {}
+
+
+class LocalState(Value, frozen=True, kw_only=True):
+    """Everything that is remembered; what was spent, by quota."""
+
+    resources: tuple[Remembered, ...] = ()
+    spending: dict[str, LedgerState] = {}
 
 
 class StateError(ValueError):
@@ -39,7 +47,7 @@ class StateFile:
         self._path = path
         self._written = b""
 
-    def read(self) -> tuple[Remembered, ...]:
+    def read(self) -> LocalState:
         """Return what was remembered, nothing if there is no file yet.
 
         Raises:
@@ -48,13 +56,15 @@ class StateFile:
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
-            return ()
+            return LocalState()
         try:
-            return msgspec.json.decode(content, type=tuple[Remembered, ...])
+            if content[:1] == b"[":  # resources alone, as an earlier version wrote them
+                return LocalState(resources=msgspec.json.decode(content, type=tuple[Remembered, ...]))
+            return msgspec.json.decode(content, type=LocalState)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise StateError(f"{self._path} is no state of sluice dev; name another file or remove it") from None
 
-    def write(self, state: tuple[Remembered, ...]) -> None:
+    def write(self, state: LocalState) -> None:
         """Replace the file, if anything has changed."""
         content = msgspec.json.encode(state)
         if content == self._written:

@@ -11,7 +11,7 @@ import pytest
 
 from sluice_cli.dev.folder import LocalStore, read_folder
 from sluice_cli.dev.judges import EnvironmentSecrets
-from sluice_cli.dev.state import StateError, StateFile
+from sluice_cli.dev.state import LocalState, StateError, StateFile
 from sluice_core.api.base import SecretKeyRef
 from sluice_core.api.upstream import UpstreamStatus
 from sluice_operator.webhooks import SecretError
@@ -25,16 +25,16 @@ def test_the_next_run_goes_on_with_statuses_generations_and_requests(tmp_path: P
     """A spec that was edited in between is a new generation; the file is for nobody else's eyes."""
     folder, file = tmp_path / "up.yaml", StateFile(tmp_path / "state.json")
     folder.write_text(UPSTREAM % 5)
-    first = LocalStore(file.read())
+    first = LocalStore(file.read().resources)
     first.take(read_folder(folder), 0.0)
     first.set_status(first.resources[0], UpstreamStatus(consumers=3))
     first.annotate("Upstream", "default/openai", {"a": "b"})
-    file.write(first.remember())
+    file.write(LocalState(resources=first.remember()))
     assert stat.S_IMODE((tmp_path / "state.json").stat().st_mode) == 0o600
 
     for limit, generation in ((5, 1), (6, 2)):
         folder.write_text(UPSTREAM % limit)
-        store = LocalStore(StateFile(tmp_path / "state.json").read())
+        store = LocalStore(StateFile(tmp_path / "state.json").read().resources)
         store.take(read_folder(folder), 9.0)
         meta = store.resources[0].metadata
         assert (meta.generation, meta.annotations) == (generation, {"a": "b"})
