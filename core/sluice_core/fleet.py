@@ -106,12 +106,13 @@ class Fleet:
     def lead(self, leading: bool, now: float) -> None:
         """Begin anew as leader; what an earlier leader granted is learnt from the reports."""
         if leading:
-            self._allocator = Allocator(now=now, fresh=self._fresh)
-            self._users = UserLeases(now=now, fresh=self._fresh)
+            fresh, self._fresh = self._fresh, False  # the second time there was a leader before
+            self._allocator = Allocator(now=now, fresh=fresh)
+            self._users = UserLeases(now=now, fresh=fresh)
             self._by_instance.clear()
             self._by_pod.clear()
             self.counts = CountLedger()
-            self.spending = Spending(known=self._fresh)
+            self.spending = Spending(known=fresh)
             if self._compiled is not None:
                 self._configure(self._compiled, now)
 
