@@ -46,6 +46,7 @@ from sluice_sidecar.static_answer import static_answer
 from sluice_sidecar.steering import Candidate, Candidates
 from sluice_sidecar.upstream import NO_KEY, Key, Upstream
 
+_TOO_LONG = "context_length_exceeded"
 _OPENS_FALLBACKS = frozenset({RefusalCode.CIRCUIT_OPEN, RefusalCode.NO_CREDENTIAL, RefusalCode.NO_ROUTE})
 
 
@@ -130,7 +131,7 @@ class Guard:
             while True:
                 grant = self._walk_in(call, plan, ask, tried) or await self._line_up(call, plan, ask, tried)
                 tried.add(grant.key.name)
-                result = await self._attempt(call, plan, grant)
+                result = await self._attempt(journey, plan, grant)
                 self._note_pace(grant, result)
                 if not isinstance(result, Failed):
                     return Granted(result=result, grant=grant)
@@ -288,7 +289,8 @@ class Guard:
 
     # --- one attempt and what follows
 
-    async def _attempt(self, call: Call, plan: Plan, grant: Grant) -> Result:
+    async def _attempt(self, journey: Journey, plan: Plan, grant: Grant) -> Result:
+        call = journey.call
         done = False
         call.sent = True
         try:
@@ -296,6 +298,8 @@ class Guard:
             order = await aside(order_for, call, plan, grant.key) if large else order_for(call, plan, grant.key)
             with self._deadlines.until(call.answer_deadline, call.task):
                 result = await attempt(plan.upstream.transport, order)
+            if isinstance(result, Failed) and result.failure.code == _TOO_LONG:
+                await journey.look_for_less()
             done = True
             return result
         except TimeoutError:
@@ -327,7 +331,7 @@ class Guard:
             elapsed_seconds=call.clock() - call.started,
             deadline_seconds=call.answer_deadline - call.started,
             keys_left=sum(key.name not in tried for key in plan.upstream.keys),
-            can_shrink=failure.code == "context_length_exceeded" and journey.can_shrink(),
+            can_shrink=failure.code == _TOO_LONG and journey.can_shrink,
             next_fallback=journey.next_fallback(),
         )
         upstream = plan.upstream

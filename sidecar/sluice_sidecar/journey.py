@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from sluice_core.api.modelroute import Endpoint
 from sluice_core.errors import RefusalCode, refuse
 from sluice_core.records import Outcome
-from sluice_core.request import peek
+from sluice_core.request import RequestFacts, peek
 from sluice_core.retry import NextFallback
 from sluice_core.shrink import shrink
+from sluice_sidecar.aside import LARGE_BYTES, aside
 from sluice_sidecar.attempt import Failed
 from sluice_sidecar.call import Call
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.refusals import unanswered
 from sluice_sidecar.steering import Candidates
 from sluice_sidecar.upstream import Upstream
+
+_Smaller = tuple[bytes, RequestFacts]
 
 
 class Journey:
@@ -27,7 +31,7 @@ class Journey:
         self.attempts = 0
         self.given_up = False
         self._last: RefusedError | None = None
-        self._smaller: bytes | None = None
+        self._smaller: _Smaller | None = None
 
     def next_fallback(self) -> NextFallback:
         """Return what kind of thing comes after the one that is being tried."""
@@ -36,19 +40,24 @@ class Journey:
             return NextFallback.NONE
         return NextFallback.STATIC if following[0].static_message is not None else NextFallback.UPSTREAM
 
-    def can_shrink(self) -> bool:
-        """Tell whether the input can be made smaller: once, and only if there is something to leave out."""
+    async def look_for_less(self) -> None:
+        """Make the input smaller: once, and only if there is something to leave out."""
         call = self.call
         if call.shrunk is None and call.body is not None and call.generating and not call.opaque_body:
-            self._smaller = shrink(call.endpoint, call.body)
+            large = len(call.body) > LARGE_BYTES
+            found = await aside(_smaller, call.endpoint, call.body) if large else _smaller(call.endpoint, call.body)
+            self._smaller = found
+
+    @property
+    def can_shrink(self) -> bool:
+        """Tell whether there is a smaller input to go on with."""
         return self._smaller is not None
 
     def shrink(self) -> None:
         """Go on with the smaller input."""
-        call, smaller = self.call, self._smaller
-        if smaller is not None:
-            call.shrunk, self._smaller = smaller, None
-            call.facts = peek(call.endpoint, smaller)
+        if self._smaller is not None:
+            self.call.shrunk, self.call.facts = self._smaller
+            self._smaller = None
 
     def refused(self, refused: RefusedError) -> None:
         """Keep the first refusal: it is the one of the target that was meant.
@@ -68,3 +77,8 @@ class Journey:
     def end(self) -> RefusedError:
         """Return what ends the call."""
         return self._last or RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule has nothing to try for this call."))
+
+
+def _smaller(endpoint: Endpoint, body: bytes) -> _Smaller | None:
+    smaller = shrink(endpoint, body)
+    return None if smaller is None else (smaller, peek(endpoint, smaller))

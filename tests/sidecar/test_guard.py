@@ -129,11 +129,14 @@ def test_a_new_key_is_used_when_the_secret_changes(start: Any, client: Client, m
     sidecar.wait_until(lambda: create(chat).status_code == 200)
 
 
-def test_an_input_too_long_is_made_smaller_once(share: Any, client: Client, mock: Any, policies: Any) -> None:
-    """The oldest turns go, and the answer says so."""
+@pytest.mark.parametrize("repeated", [50, 50_000])
+def test_an_input_too_long_is_made_smaller_once(
+    share: Any, client: Client, mock: Any, policies: Any, repeated: int
+) -> None:
+    """The oldest turns go, and the answer says so; kilobytes or megabytes."""
     sidecar = share(policies.snapshot(policies.upstream(mock.base_url)))
     mock.faults.add(error="context_length_exceeded", count=1)
-    turns = [{"role": "user", "content": "a long story " * 50}, {"role": "assistant", "content": "indeed"}] * 3
+    turns = [{"role": "user", "content": "a long story " * repeated}, {"role": "assistant", "content": "indeed"}] * 3
     answer = create(client(sidecar.base_url), messages=[*turns, *MESSAGES])
     assert answer.status_code == 200
     assert "input_shrunk" in answer.headers["x-sluice-decision"]
