@@ -1,4 +1,4 @@
-"""Five sidecars, one account, more demand than it allows: `python -m bench.pace`.
+"""Five sidecars, one account, more demand than it allows: `python -m bench.pace [--trouble Churn]`.
 
 The account is the mock's own rate limiter, the leader is that of local mode, the sidecars are real processes. Demand is
 skewed and comes in an open loop at 130 % of the limit. Judged by the mock's counters alone: how many calls it had to
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import itertools
 import os
 import random
 import signal
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from enum import StrEnum
 from pathlib import Path
 
 import aiohttp
@@ -32,6 +35,9 @@ MODEL = "gpt-4.1-mini"
 TOKENS_PER_CALL = 100
 PARTS = (40, 25, 15, 12, 8)
 """Of the demand, for each sidecar, in percent."""
+ONE_BUSY = (90, 4, 3, 2, 1)
+BURST_SECONDS = 7.0
+CHURN_SECONDS = 10.0
 WINDOW_SECONDS = 60.0
 DEMAND_PERCENT = 130
 MAX_THROTTLED_PERCENT = 0.5
@@ -52,6 +58,17 @@ spec:
   allocations:
     - {{name: chat, sharePercent: 100, queue: {{maxWaitSeconds: 5, maxLength: 200}}}}
 """
+
+
+class Trouble(StrEnum):
+    """What makes a run harder than steady demand."""
+
+    NONE = "None"
+    ONE_BUSY = "OneBusy"  # one of the sidecars has nine tenths of the demand
+    BURSTS = "Bursts"  # twice the demand for seven seconds, none for the next seven
+    KILL = "Kill"  # the busiest is killed half way; another process takes its place
+    CHURN = "Churn"  # every ten seconds another one is killed
+    LEADER = "Leader"  # half way another leader takes over, which knows nothing
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,12 +108,15 @@ def judge(starts: list[float], throttled: int, limit: int, offered: int, refused
 
 
 async def run(
-    seconds: float, limit: int, *, by_tokens: bool, kill: bool = False, offered_per_minute: float = 0.0, seed: int = 1
+    seconds: float,
+    limit: int,
+    *,
+    by_tokens: bool,
+    trouble: Trouble = Trouble.NONE,
+    offered_per_minute: float = 0.0,
+    seed: int = 1,
 ) -> Figures:
-    """Offer calls for some seconds, 130 % of the limit if nothing else is said, and return the mock's verdict.
-
-    With `kill` the busiest one is killed half way; another process takes its place.
-    """
+    """Offer calls for some seconds, 130 % of the limit if nothing else is said, and return the mock's verdict."""
     requests, tokens = (0, limit * TOKENS_PER_CALL) if by_tokens else (limit, 0)
     with tempfile.TemporaryDirectory(prefix="sluice-pace-") as folder:
         Path(folder, "policy.yaml").write_text(_POLICY.format(requests=requests, tokens=tokens))
@@ -107,12 +127,36 @@ async def run(
             rows = [ModelLimit(model="*", requests_per_minute=requests, tokens_per_minute=tokens, shared=True)]
             mock.limiter.configure(rows)
             bases = [session.sidecars[pod.name].base_url for pod in pods]
-            pid = session.sidecars[pods[0].name].pid
-            if kill and pid is not None:
-                asyncio.get_running_loop().call_later(seconds / 2, os.kill, pid, signal.SIGKILL)
             per_second = (offered_per_minute or limit * DEMAND_PERCENT / 100) / 60
-            statuses = await _offer(bases, per_second, seconds, random.Random(seed))
+            causing = asyncio.create_task(_cause(trouble, session, [pod.name for pod in pods], seconds))
+            statuses = await _offer(bases, per_second, seconds, random.Random(seed), trouble)
+            causing.cancel()
+            await asyncio.gather(causing, return_exceptions=True)
             return _verdict(mock, limit, statuses)
+
+
+async def _cause(trouble: Trouble, session: Session, names: list[str], seconds: float) -> None:
+    """Bring the trouble about, for as long as the run lasts."""
+    match trouble:
+        case Trouble.KILL:
+            await asyncio.sleep(seconds / 2)
+            _kill(session, names[0])
+        case Trouble.CHURN:
+            for name in itertools.cycle(names):
+                await asyncio.sleep(CHURN_SECONDS)
+                _kill(session, name)
+        case Trouble.LEADER:
+            await asyncio.sleep(seconds / 2)
+            session.plane.leader.lead(True, time.monotonic())
+        case Trouble.NONE | Trouble.ONE_BUSY | Trouble.BURSTS:
+            pass
+
+
+def _kill(session: Session, name: str) -> None:
+    pid = session.sidecars[name].pid
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _verdict(mock: MockOpenAI, limit: int, statuses: Counter[int]) -> Figures:
@@ -120,8 +164,12 @@ def _verdict(mock: MockOpenAI, limit: int, statuses: Counter[int]) -> Figures:
     return judge(served, sum(mock.limiter.refused.values()), limit, statuses.total(), statuses[429])
 
 
-async def _offer(bases: list[str], per_second: float, seconds: float, draw: random.Random) -> Counter[int]:
+async def _offer(
+    bases: list[str], per_second: float, seconds: float, draw: random.Random, trouble: Trouble
+) -> Counter[int]:
     statuses: Counter[int] = Counter()
+    parts = ONE_BUSY if trouble is Trouble.ONE_BUSY else PARTS
+    bursts = trouble is Trouble.BURSTS
     body = {"model": MODEL, "max_tokens": TOKENS_PER_CALL, "messages": [{"role": "user", "content": "hello"}]}
 
     async def call(session: aiohttp.ClientSession, base: str) -> None:
@@ -137,9 +185,11 @@ async def _offer(bases: list[str], per_second: float, seconds: float, draw: rand
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session, asyncio.TaskGroup() as group:
         begin = at = time.monotonic()
         while at < begin + seconds:
-            (base,) = draw.choices(bases, PARTS)
+            (base,) = draw.choices(bases, parts)
             group.create_task(call(session, base))
-            at += draw.expovariate(per_second)
+            at += draw.expovariate(2 * per_second if bursts else per_second)
+            if bursts and (at - begin) // BURST_SECONDS % 2:
+                at += BURST_SECONDS
             await asyncio.sleep(max(0.0, at - time.monotonic()))
     return statuses
 
@@ -149,12 +199,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.pace", description=__doc__)
     parser.add_argument("--seconds", type=float, default=75.0, help="length of each run")
     parser.add_argument("--limit", type=int, default=1200, help="calls a minute that the account allows")
+    parser.add_argument("--trouble", type=Trouble, choices=list(Trouble), default=Trouble.NONE)
     given = parser.parse_args()
     met = True
     print("| limit | offered | served | upstream 429s | % | refused by Sluice | best minute | last minute |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for by_tokens in (False, True):
-        found = asyncio.run(run(given.seconds, given.limit, by_tokens=by_tokens))
+        found = asyncio.run(run(given.seconds, given.limit, by_tokens=by_tokens, trouble=given.trouble))
         unit = f"{found.limit_per_minute * TOKENS_PER_CALL} tokens" if by_tokens else f"{found.limit_per_minute} calls"
         print(
             f"| {unit} a minute | {found.offered} | {found.admitted} | {found.throttled} | {found.throttled_percent} "

@@ -6,7 +6,7 @@ How much of the limit is used shows only over whole minutes: `python -m bench.pa
 from __future__ import annotations
 
 import pytest
-from bench.pace import judge, run
+from bench.pace import Trouble, judge, run
 
 LIMIT = 90
 
@@ -14,7 +14,7 @@ LIMIT = 90
 @pytest.mark.parametrize("by_tokens", [False, True], ids=["requests", "tokens"])
 async def test_the_upstream_never_throttles(by_tokens: bool) -> None:
     """Offered more in ten seconds than a minute allows, with the busiest sidecar killed half way and replaced."""
-    found = await run(10.0, LIMIT, by_tokens=by_tokens, kill=True, offered_per_minute=LIMIT * 8)
+    found = await run(10.0, LIMIT, by_tokens=by_tokens, trouble=Trouble.KILL, offered_per_minute=LIMIT * 8)
 
     assert found.throttled == 0
     assert LIMIT // 2 < found.most_in_a_minute <= LIMIT
