@@ -169,13 +169,9 @@ def test_after_kill_9_a_restart_serves_again(start: Any, client: Client, mock: A
     assert create(client(sidecar.base_url)).status_code == 200
 
 
-def test_it_starts_fast_and_stays_small(start: Any, mock: Any, policies: Any) -> None:
-    """From exec to ready it takes well below the bar, and an idle process little memory."""
+def test_it_stays_small(start: Any, mock: Any, policies: Any) -> None:
+    """An idle process takes little memory."""
     sidecar = start(policies.plain(mock.base_url))
-    began = time.monotonic()
-    again = start(policies.plain(mock.base_url))
-    assert again.admin("/readyz")[0] == 200
-    assert time.monotonic() - began < 3.0, "the bar of 0.6 s is measured by the benchmark, on a quiet machine"
     status = Path(f"/proc/{sidecar.process.pid}/status").read_text()
     resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
     assert resident < 60 * 1024
