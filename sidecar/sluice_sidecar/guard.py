@@ -114,7 +114,7 @@ class Guard:
         self._affordable(call, (candidate,))
         plan = self._plan(call, candidate, upstream)
         ask = self._ask(call, plan, first=True)
-        return await self._admit(call, plan, ask, set())
+        return self._walk_in(call, plan, ask, set()) or await self._line_up(call, plan, ask, set())
 
     async def _try(self, journey: Journey, candidate: Candidate) -> Granted | None:
         """Try one candidate as often as the rules allow; None if the next one is to be tried, or none."""
@@ -208,14 +208,6 @@ class Guard:
         return ask_for(call, plan.upstream, estimate) if call.generating else Ask()
 
     # --- limits and breakers
-
-    async def _admit(self, call: Call, plan: Plan, ask: Ask, tried: set[str | None]) -> Grant:
-        """Return what the next attempt needs, waiting in line if that may help.
-
-        Raises:
-            RefusedError: a limit, the breakers or missing keys forbid it.
-        """
-        return self._walk_in(call, plan, ask, tried) or await self._line_up(call, plan, ask, tried)
 
     def _walk_in(self, call: Call, plan: Plan, ask: Ask, tried: set[str | None]) -> Grant | None:
         """Return what the next attempt needs if there is enough and nobody waits, as most; None if it has to line up.
