@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -13,6 +13,14 @@ from sluice_core.api.upstream import Limits
 
 Client = Callable[..., openai.OpenAI]
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+def limited(mock: Any) -> Iterator[Any]:
+    """The mock, whose own limits are put back at the end: other tests share it."""
+    before = mock.limiter.limits
+    yield mock
+    mock.limiter.configure(before)
 
 
 @pytest.mark.parametrize(
@@ -28,15 +36,15 @@ MESSAGES: Any = [{"role": "user", "content": "hello"}]
     ids=["less than declared", "the project has less", "more than declared"],
 )
 def test_what_the_account_allows_is_in_force_and_shown(
-    start: Any, client: Client, mock: Any, policies: Any, plane: Any, account: ModelLimit, tokens: int
+    start: Any, client: Client, limited: Any, policies: Any, plane: Any, account: ModelLimit, tokens: int
 ) -> None:
     """The lower of what is declared and what the account says, in the upstream's effective limits."""
     declared = Limits(requests_per_minute=1000, tokens_per_minute=100_000, requests_per_day=0, concurrency=0)
     snapshot = policies.snapshot(
-        policies.upstream(mock.base_url, limits=declared), quotas=(policies.quota(safe=declared),)
+        policies.upstream(limited.base_url, limits=declared), quotas=(policies.quota(safe=declared),)
     )
     plane.adopt(snapshot)
-    mock.limiter.configure([account])
+    limited.limiter.configure([account])
     sidecar = start(snapshot, SLUICE_SYNC_URL=plane.url)
     client(sidecar.base_url).chat.completions.create(model="gpt-4.1-mini", messages=MESSAGES, max_tokens=10)
 
