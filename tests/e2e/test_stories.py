@@ -167,6 +167,22 @@ def test_a_job_ends(story: Story) -> None:
     story.kubectl("wait", "--for", "condition=Complete", "job/report", "--timeout", "180s")
 
 
+def test_a_classic_sidecar_serves_where_native_ones_are_unknown(policed: Story) -> None:
+    """Given nodes without native sidecars, when pods start, then the sidecar is a container, and serves as well."""
+    cluster = policed.cluster
+    cluster.install("injector.nativeSidecar=Never")
+    try:
+        injectors = ("--namespace", SYSTEM, "pods", "--selector", "app.kubernetes.io/component=injector")
+        eventually(lambda: len(cluster.get(*injectors)["items"]) == 2, 60, "those of the old settings have ended")
+        policed.apply("chat").rolled_out("chat")
+        names = [container["name"] for container in policed.pods()[0]["spec"]["containers"]]
+        assert sorted(names) == ["app", "sluice"]
+        assert "initContainers" not in policed.pods()[0]["spec"]
+        assert policed.calls("user-1")[0]["status"] == 200
+    finally:
+        cluster.install()
+
+
 def test_a_pod_that_slipped_through_is_reported(story: Story) -> None:
     """Given no injector, when a pod starts without its sidecar, then an event on it says so and how to mend it."""
     story.cluster.scale("sluice-injector", replicas=0)
@@ -230,6 +246,8 @@ def test_an_upgrade_is_not_felt_and_leaving_is_safe(story: Story) -> None:
         assert not cluster.get(left, "--selector", "app.kubernetes.io/part-of=sluice")["items"]
         inside = "leases,secrets,configmaps,deployments,services,serviceaccounts,roles,rolebindings"
         found = cluster.get("--namespace", SYSTEM, inside, "--selector", "app.kubernetes.io/part-of=sluice")["items"]
-        assert [item["metadata"]["name"] for item in found] == []
+        names = [item["metadata"]["name"] for item in found]
+        # What was spent under budgets outlives the release on purpose.
+        assert [name for name in names if not name.startswith("sluice-spend-")] == []
     finally:
         cluster.install()
