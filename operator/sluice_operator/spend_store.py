@@ -19,7 +19,7 @@ import structlog
 from sluice_core.budget import LedgerState
 from sluice_core.spend_state import MAX_STATE_BYTES, StateError, decode_states, encode_states
 from sluice_operator.cluster import ApiError, Cluster, NotFoundError
-from sluice_operator.kinds import CONFIG_MAPS, MANAGED_LABELS, SPEND_CONFIG_MAPS
+from sluice_operator.kinds import CONFIG_MAPS, RELEASE_LABELS, SPEND_CONFIG_MAPS
 
 STATE_KEY: Final = "spend.msgpack.z"
 STORE_SECONDS: Final = 10.0
@@ -84,7 +84,7 @@ class SpendStore:
         if len(body) > MAX_STATE_BYTES:
             raise ApiError(413, "TooLarge", f"{len(body)} bytes")
         content = {
-            "metadata": {"labels": MANAGED_LABELS},
+            "metadata": {"labels": RELEASE_LABELS},
             "binaryData": {STATE_KEY: base64.b64encode(body).decode()},
         }
         await self._cluster.apply(CONFIG_MAPS, self._namespace, name, content)

@@ -16,7 +16,7 @@ import yaml
 from sluice_operator import injector_permissions, permissions, settings
 from sluice_operator.injector_main import read_environment
 from sluice_operator.injector_settings import InjectorSettings, decode
-from sluice_operator.kinds import RELEASE_LABELS
+from sluice_operator.kinds import RELEASE_LABELS, SPEND_CONFIG_MAPS
 
 from .rendering import CHART, NAMESPACE, ROOT, Json, Schema, find, helm, pod_specs, render, require_tools
 
@@ -160,6 +160,16 @@ def test_custom_resources_stay_only_if_they_shall(keep: bool, policy: str | None
     crds = [item for item in render({"crds": {"keep": keep}}) if item["kind"] == "CustomResourceDefinition"]
 
     assert {item["metadata"].get("annotations", {}).get("helm.sh/resource-policy") for item in crds} == {policy}
+
+
+@pytest.mark.parametrize(("keep", "policy"), [(True, "keep"), (False, None)])
+def test_spend_stays_only_if_it_shall(keep: bool, policy: str | None) -> None:
+    """The operator's ConfigMaps are the release's and go with it, unless `operator.keepSpend`; the chart fills none."""
+    spend = [item for item in render({"operator": {"keepSpend": keep}}) if "spend" in item["metadata"]["name"]]
+
+    assert [item["metadata"]["name"] for item in spend] == list(SPEND_CONFIG_MAPS)
+    assert {item["metadata"].get("annotations", {}).get("helm.sh/resource-policy") for item in spend} == {policy}
+    assert not any(item.keys() & {"data", "binaryData"} for item in spend)
 
 
 def test_custom_resources_can_be_installed_by_others() -> None:

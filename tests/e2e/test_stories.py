@@ -246,8 +246,6 @@ def test_an_upgrade_is_not_felt_and_leaving_is_safe(story: Story) -> None:
         assert not cluster.get(left, "--selector", "app.kubernetes.io/part-of=sluice")["items"]
         inside = "leases,secrets,configmaps,deployments,services,serviceaccounts,roles,rolebindings"
         found = cluster.get("--namespace", SYSTEM, inside, "--selector", "app.kubernetes.io/part-of=sluice")["items"]
-        names = [item["metadata"]["name"] for item in found]
-        # What was spent under budgets outlives the release on purpose.
-        assert [name for name in names if not name.startswith("sluice-spend-")] == []
+        assert [item["metadata"]["name"] for item in found] == []
     finally:
         cluster.install()
