@@ -165,7 +165,7 @@ class Operator:
 
         jobs: list[Coroutine[Any, Any, None]] = [
             self.observer.run(),
-            Watches(self.observer, login).run(),
+            Watches(self.observer, login, on_fault=self.metrics.watch_faults.inc).run(),
             self._serve_sync(sync),
         ]
         async with asyncio.TaskGroup() as group:

@@ -19,6 +19,11 @@ class Metrics:
         self.failed_rounds = Counter(
             "sluice_operator_failed_rounds", "Rounds of the loop that ended in a fault.", registry=self.registry
         )
+        self.watch_faults = Counter(
+            "sluice_operator_watch_faults",
+            "Times that the watches ended with a fault and were begun anew; listings every few seconds go on.",
+            registry=self.registry,
+        )
         self.rounds = Histogram(
             "sluice_operator_round_seconds",
             "Duration of a round of the loop.",

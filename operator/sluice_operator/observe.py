@@ -129,9 +129,17 @@ class Watches:
     so it gets neither ours. While it is down the listings keep the world current.
     """
 
-    def __init__(self, observer: Observer, login: Callable[[], Awaitable[kopf.ConnectionInfo]]) -> None:
+    def __init__(
+        self,
+        observer: Observer,
+        login: Callable[[], Awaitable[kopf.ConnectionInfo]],
+        *,
+        on_fault: Callable[[], None],
+    ) -> None:
+        """`on_fault` is called in another thread whenever the watches have ended with a fault."""
         self._observer = observer
         self._login = login
+        self._on_fault = on_fault
         self._stop = threading.Event()
 
     async def run(self) -> None:
@@ -162,6 +170,7 @@ class Watches:
                 )
             except Exception as error:  # noqa: BLE001 -- the root of the thread: told, and started anew
                 _log.warning("watches_ended", error=type(error).__name__, exc_info=True)
+                self._on_fault()
                 home.call_soon_threadsafe(self._observer.lose_watches)
             self._stop.wait(RESTART_SECONDS)
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import aiohttp
+import kopf
 import pytest
 from kubernetes.aio.client import Configuration
 
@@ -136,6 +137,22 @@ async def test_without_watches_the_listings_do(cluster, api, team, monkeypatch):
     assert not observer.watched
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_watches_that_fail_are_counted_and_begun_anew(configuration, api, team, monkeypatch):
+    """A fault of kopf's ends up in a metric, for an alert; meanwhile and afterwards changes are seen."""
+    watch, faults = kopf.operator, iter([RuntimeError("no such user"), RuntimeError("no such user")])
+
+    def failing(**options):
+        if (fault := next(faults, None)) is not None:
+            raise fault
+        return watch(**options)
+
+    monkeypatch.setattr("sluice_operator.observe.RESTART_SECONDS", 0.05)
+    monkeypatch.setattr("sluice_operator.observe.kopf.operator", failing)
+    async with running(configuration) as operator:
+        await eventually(lambda: operator.observer.watched)
+        assert b"sluice_operator_watch_faults_total 2.0" in operator.metrics.render()
 
 
 async def test_probes_and_metrics_tell_what_the_operator_does(configuration, api, team):
