@@ -183,6 +183,7 @@ class Story:
 
     def last_call_at(self) -> float:
         """Return the time of the traffic's newest call: now, by the clock of the node."""
+        eventually(lambda: self.diary() != [], 30, "the first call")
         return float(self.diary()[-1]["at"])
 
     def clock_offset(self) -> float:
