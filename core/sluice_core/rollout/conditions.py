@@ -25,6 +25,10 @@ _LATE: Final = " has outlasted stepDeadlineSeconds; promote or abort it, or give
 _BEHIND: Final = "; the log of the container sluice says why one stays behind"
 
 
+_Fact = tuple[str, bool, str, str]
+"""A condition's type, whether it holds, its reason and its message."""
+
+
 def conditions_of(
     status: CanarySplitStatus,
     generation: int,
@@ -35,38 +39,7 @@ def conditions_of(
     now: str,
 ) -> tuple[Condition, ...]:
     """Return all conditions for a status; a time changes only when its condition flips. Foreign ones are kept."""
-    phase = status.phase or Phase.IDLE
-    facts: list[tuple[str, bool, str, str]] = [
-        ("Ready", phase in _SETTLED, phase.value, status.reason),
-        ("Reconciling", phase in RUNNING, phase.value, status.reason),
-        ("Stalled", phase in _FAILED, phase.value, status.reason if phase in _FAILED else ""),
-        (
-            "Progressing",
-            phase in {Phase.PROGRESSING, Phase.WATCHING} and not status.deadline_passed,
-            "DeadlineExceeded" if status.deadline_passed else phase.value,
-            f"step {status.step}{_LATE if status.deadline_passed else ''}" if status.step else "",
-        ),
-        (
-            "Paused",
-            phase in {Phase.PAUSED, Phase.AWAITING_GATE},
-            status.paused_reason or phase.value,
-            status.reason if phase in {Phase.PAUSED, Phase.AWAITING_GATE} else "",
-        ),
-        ("Promoted", phase is Phase.PROMOTED, phase.value, ""),
-        ("RolledBack", phase in _FAILED, phase.value, status.reason if phase in _FAILED else ""),
-        (
-            "ConfigSynced",
-            converged,
-            "Synced" if converged else "PodsBehind",
-            f"{status.synced_pods or 'no'} pods run what is decided{'' if converged else _BEHIND}",
-        ),
-        (
-            "AnalysisConfigured",
-            bool(rules.metrics or rules.webhooks),
-            "Configured" if rules.metrics or rules.webhooks else "NoMetrics",
-            "" if rules.metrics or rules.webhooks else "only bake times steer this rollout; name metrics in analysis",
-        ),
-    ]
+    facts = [*_course(status), *_setting(status, rules, converged=converged)]
     if judgement is not None:
         facts += [
             ("AnalysisHealthy", judgement.verdict.value == "Pass", judgement.verdict.value, judgement.reason),
@@ -88,5 +61,44 @@ def conditions_of(
     return tuple(known.values())
 
 
-def _alarm(kind: str, *, raised: bool, text: str) -> tuple[str, bool, str, str]:
+def _course(status: CanarySplitStatus) -> list[_Fact]:
+    """Where the rollout is."""
+    phase = status.phase or Phase.IDLE
+    paused, failed = phase in {Phase.PAUSED, Phase.AWAITING_GATE}, phase in _FAILED
+    return [
+        ("Ready", phase in _SETTLED, phase.value, status.reason),
+        ("Reconciling", phase in RUNNING, phase.value, status.reason),
+        ("Stalled", failed, phase.value, status.reason if failed else ""),
+        (
+            "Progressing",
+            phase in {Phase.PROGRESSING, Phase.WATCHING} and not status.deadline_passed,
+            "DeadlineExceeded" if status.deadline_passed else phase.value,
+            f"step {status.step}{_LATE if status.deadline_passed else ''}" if status.step else "",
+        ),
+        ("Paused", paused, status.paused_reason or phase.value, status.reason if paused else ""),
+        ("Promoted", phase is Phase.PROMOTED, phase.value, ""),
+        ("RolledBack", failed, phase.value, status.reason if failed else ""),
+    ]
+
+
+def _setting(status: CanarySplitStatus, rules: RolloutRules, *, converged: bool) -> list[_Fact]:
+    """What carries it: the pods that run what is decided, and the analysis."""
+    judged = bool(rules.metrics or rules.webhooks)
+    return [
+        (
+            "ConfigSynced",
+            converged,
+            "Synced" if converged else "PodsBehind",
+            f"{status.synced_pods or 'no'} pods run what is decided{'' if converged else _BEHIND}",
+        ),
+        (
+            "AnalysisConfigured",
+            judged,
+            "Configured" if judged else "NoMetrics",
+            "" if judged else "only bake times steer this rollout; name metrics in analysis",
+        ),
+    ]
+
+
+def _alarm(kind: str, *, raised: bool, text: str) -> _Fact:
     return kind, raised, kind if raised else "AsExpected", text if raised else ""

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import openai
 import pytest
@@ -90,7 +91,15 @@ def dev(tmp_path: Path) -> Iterator[Dev]:
         running.stop()
 
 
-def ask(base_url: str, **headers: str) -> openai.types.chat.ChatCompletion:
+class Answered(NamedTuple):
+    """What a call brought."""
+
+    model: str
+    call_id: str
+    version: str | None
+
+
+def ask(base_url: str, **headers: str) -> Answered:
     with openai.OpenAI(base_url=base_url, api_key=KEY, max_retries=0) as client:
         raw = client.chat.completions.with_raw_response.create(
             model="gpt-4.1",
@@ -98,21 +107,18 @@ def ask(base_url: str, **headers: str) -> openai.types.chat.ChatCompletion:
             max_tokens=16,
             extra_headers=headers,
         )
-    completion = raw.parse()
-    completion.call_id = raw.headers["x-sluice-call-id"]  # type: ignore[attr-defined]
-    completion.version = raw.headers.get("x-sluice-arm")  # type: ignore[attr-defined]
-    return completion
+    return Answered(raw.parse().model, raw.headers["x-sluice-call-id"], raw.headers.get("x-sluice-arm"))
 
 
 def test_a_day_with_local_mode(dev: Dev) -> None:
     """Calls work, the verbs show and steer, edits are taken up, bad ones are not, and Ctrl-C ends it cleanly."""
     answer = ask(dev.url("app=chat"), **{"x-user-id": "user-1", "x-sluice-arm": "candidate"})
     assert answer.model.startswith("gpt-4.1-mini")
-    assert answer.version == "v2"  # type: ignore[attr-defined]
+    assert answer.version == "v2"
     assert ask(dev.url("app=tools")).model.startswith("gpt-4.1-")
 
     dev.until(lambda: "ChatCompletions" in dev.printed, "the last decisions")
-    explained = dev.sluice("explain", answer.call_id)  # type: ignore[attr-defined]
+    explained = dev.sluice("explain", answer.call_id)
     assert "version v2, forced by header" in explained.stdout
     assert "default/openai gpt-4.1-mini key primary: Success (200)" in explained.stdout
 
@@ -142,9 +148,8 @@ def test_a_day_with_local_mode(dev: Dev) -> None:
     assert "secret-of-the-developer" not in dev.printed + errors
 
 
-def ask_version(dev: Dev) -> str:
-    version: str = ask(dev.url("app=chat"), **{"x-sluice-arm": "candidate"}).version  # type: ignore[attr-defined]
-    return version
+def ask_version(dev: Dev) -> str | None:
+    return ask(dev.url("app=chat"), **{"x-sluice-arm": "candidate"}).version
 
 
 def test_an_empty_folder_is_an_error_that_says_so(tmp_path: Path) -> None:

@@ -37,6 +37,14 @@ def create(client: openai.OpenAI, user: str = "u", **fields: Any) -> Any:
         return error.response
 
 
+def hear_the_leader(sidecar: Any) -> None:
+    sidecar.wait_until(lambda: sidecar.status()["sync"]["secondsSinceSuccess"] is not None)
+
+
+def be_refused(sidecar: Any, api: openai.OpenAI) -> None:
+    sidecar.wait_until(lambda: create(api).status_code == 429)
+
+
 @pytest.fixture
 def fleet(start: Any, plane: Any) -> Callable[..., list[Any]]:
     """Start so many sidecars that have all heard the leader."""
@@ -48,7 +56,7 @@ def fleet(start: Any, plane: Any) -> Callable[..., list[Any]]:
             for number in range(count)
         ]
         for sidecar in sidecars:
-            sidecar.wait_until(lambda: sidecar.status()["sync"]["secondsSinceSuccess"] is not None)  # noqa: B023
+            hear_the_leader(sidecar)
         return sidecars
 
     return start_all
@@ -116,7 +124,7 @@ def test_money_of_a_user_is_spent_in_all_pods(
     third = start(snapshot, SLUICE_SYNC_URL=plane.url, SLUICE_POD_NAME="p2", SLUICE_POD_UID="u2")
     for sidecar in (second, third):
         api = client(sidecar.base_url)
-        sidecar.wait_until(lambda: create(api).status_code == 429)  # noqa: B023
+        be_refused(sidecar, api)
         refused = create(api)
         assert refused.json()["error"]["code"] == "budget_exceeded"
         assert refused.headers["x-should-retry"] == "false"
