@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from sluice_core.api.canarysplit_status import CanarySplit
-from sluice_core.api.quotaallocation import QuotaAllocationStatus
+from sluice_core.api.quotaallocation_status import QuotaAllocationStatus
 from sluice_core.api.upstream import Limits
 from sluice_core.compile import Compiled
 from sluice_core.enforcement import Finding, enforced, spend_unusual, within_budget

@@ -8,7 +8,8 @@ from typing import Final
 import msgspec
 
 from sluice_core.api.conditions import rfc3339
-from sluice_core.api.quotaallocation import AllocationStatus, Budget, QuotaAllocationStatus
+from sluice_core.api.quotaallocation import Budget
+from sluice_core.api.quotaallocation_status import AllocationStatus, QuotaAllocationStatus
 from sluice_core.api.upstream import Limits
 from sluice_core.budget import Assessment
 from sluice_core.limits.allocator import Granted

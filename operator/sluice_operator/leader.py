@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from sluice_core.api.canarysplit_status import CanarySplit
-from sluice_core.api.quotaallocation import QuotaAllocationStatus
+from sluice_core.api.quotaallocation_status import QuotaAllocationStatus
 from sluice_core.api.upstream import Limits
 from sluice_core.compile import Compiled, Problem
 from sluice_core.enforcement import Finding

@@ -15,7 +15,8 @@ import structlog
 from sluice_core.api.base import ObjectMeta, Status
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.modelroute import ModelRoute, ModelRouteStatus, targets_text
-from sluice_core.api.quotaallocation import QuotaAllocation, QuotaAllocationStatus
+from sluice_core.api.quotaallocation import QuotaAllocation
+from sluice_core.api.quotaallocation_status import QuotaAllocationStatus
 from sluice_core.api.upstream import Upstream, UpstreamStatus
 from sluice_core.compile import Compiled, Problem, Severity
 from sluice_core.rollout.states import RUNNING

@@ -11,7 +11,8 @@ import structlog
 from sluice_core.api.base import Status
 from sluice_core.api.canarysplit_status import CanarySplit, CanarySplitStatus
 from sluice_core.api.modelroute import ModelRoute, ModelRouteStatus
-from sluice_core.api.quotaallocation import QuotaAllocation, QuotaAllocationStatus
+from sluice_core.api.quotaallocation import QuotaAllocation
+from sluice_core.api.quotaallocation_status import QuotaAllocationStatus
 from sluice_core.api.upstream import Upstream, UpstreamStatus
 from sluice_core.quota_figures import same_reading
 from sluice_operator.cluster import ApiError, Cluster, ConflictError, NotFoundError

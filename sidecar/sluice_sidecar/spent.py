@@ -8,8 +8,9 @@ nothing go on. In Shadow mode all do, as they came, and are counted as if they w
 
 from __future__ import annotations
 
+from sluice_core.api.degradation import Degraded
 from sluice_core.api.modelroute import Endpoint
-from sluice_core.api.quotaallocation import Budget, Degraded, Mode, OnExhausted
+from sluice_core.api.quotaallocation import Budget, Mode, OnExhausted
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.decisions import Ask, Obstacle, Refused
 from sluice_core.limits.keys import Dimension, Layer

@@ -8,6 +8,7 @@ from typing import Any
 from sluice_core.api import canarysplit, modelroute, quotaallocation, upstream
 from sluice_core.api.base import GROUP, VERSION, Resource, Value
 from sluice_core.api.canarysplit_status import CanarySplit, CanarySplitStatus
+from sluice_core.api.quotaallocation_status import QuotaAllocationStatus
 from sluice_core.api.schema import Schema, spec_schema, status_schema
 
 CATEGORY = "sluice"
@@ -79,7 +80,7 @@ KINDS: tuple[Kind, ...] = (
         short_name="qa",
         resource=quotaallocation.QuotaAllocation,
         spec=quotaallocation.QuotaAllocationSpec,
-        status=quotaallocation.QuotaAllocationStatus,
+        status=QuotaAllocationStatus,
         rules=quotaallocation.SPEC_RULES,
         columns=(
             Column(name="Upstream", path=".spec.upstreamRef.name"),

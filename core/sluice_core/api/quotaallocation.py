@@ -15,13 +15,14 @@ from sluice_core.api.base import (
     LabelSelector,
     Resource,
     SecretKeyRef,
-    Status,
     UpstreamRef,
     Value,
     key_source,
     keyed_by,
     rules,
 )
+from sluice_core.api.degradation import DEGRADATION_RULES, STEP_RULES, BudgetStep, Degradation, Degraded
+from sluice_core.api.quotaallocation_status import QuotaAllocationStatus
 from sluice_core.api.upstream import TLS
 
 
@@ -193,13 +194,6 @@ class OnExhausted(StrEnum):
     DEGRADE = "Degrade"
 
 
-class Degraded(Value, frozen=True, kw_only=True):
-    """What calls become when a budget is spent and onExhausted is Degrade."""
-
-    model: Annotated[str, Meta(min_length=1, max_length=128, description="Cheaper model to use.")] | None = None
-    max_output_tokens: Annotated[int, Meta(ge=1, le=10_000_000, description="Longest output, in tokens.")] | None = None
-
-
 class Budget(Value, frozen=True, kw_only=True):
     """Money per calendar day and month."""
 
@@ -233,8 +227,16 @@ class Budget(Value, frozen=True, kw_only=True):
     )
     degrade_to: Annotated[
         Degraded | None,
-        Meta(description="What calls become under Degrade; default the route's first fallback with another model."),
+        Meta(description="What calls become at Economy; default the route's first fallback with another model."),
     ] = None
+    steps: Annotated[
+        tuple[BudgetStep, ...],
+        Meta(
+            max_length=8,
+            description="Levels of the degradation ladder as the budget is spent; Degrade alone is Economy at 100.",
+            extra_json_schema=ATOMIC,
+        ),
+    ] = ()
     time_zone: Annotated[
         str,
         Meta(
@@ -249,9 +251,11 @@ class Budget(Value, frozen=True, kw_only=True):
 BUDGET_RULES = rules(
     ("has(self.dailyUSD) || has(self.monthlyUSD)", "set dailyUSD, monthlyUSD or both"),
     (
-        "!has(self.degradeTo) || self.onExhausted == 'Degrade'",
-        "degradeTo is only used when onExhausted is Degrade",
+        "!has(self.degradeTo) || self.onExhausted == 'Degrade' || "
+        "(has(self.steps) && self.steps.exists(s, s.level == 'Economy'))",
+        "degradeTo is only used when onExhausted is Degrade, or a step says Economy",
     ),
+    *STEP_RULES,
 )
 
 budget_field = Annotated[
@@ -300,6 +304,23 @@ class Allocation(Value, frozen=True, kw_only=True):
     ] = None
     queue: Annotated[Queue, Meta(description="How long calls wait for capacity.")] = Queue()
     budget: budget_field = None
+    degradation: Annotated[
+        Degradation | None,
+        Meta(description="How much of the service there is for these pods.", extra_json_schema=DEGRADATION_RULES),
+    ] = None
+
+
+class WholeDegradation(Degradation, frozen=True, kw_only=True):
+    """How much of the service there is for all allocations, but those that are exempt."""
+
+    exempt: Annotated[
+        tuple[Priority, ...],
+        Meta(
+            max_length=5,
+            description="Priorities whose allocations follow neither this nor the steps of the whole's budget.",
+            extra_json_schema=ATOMIC,
+        ),
+    ] = ()
 
 
 class QuotaAllocationSpec(Value, frozen=True, kw_only=True):
@@ -311,6 +332,10 @@ class QuotaAllocationSpec(Value, frozen=True, kw_only=True):
     )
     store: Annotated[Store, Meta(description="Where capacity is counted.", extra_json_schema=STORE_RULES)] = Store()
     budget: budget_field = None
+    degradation: Annotated[
+        WholeDegradation | None,
+        Meta(description="How much of the service there is for all pods.", extra_json_schema=DEGRADATION_RULES),
+    ] = None
     allocations: Annotated[
         tuple[Allocation, ...],
         Meta(
@@ -320,42 +345,6 @@ class QuotaAllocationSpec(Value, frozen=True, kw_only=True):
             extra_json_schema=keyed_by("name"),
         ),
     ]
-
-
-class AllocationStatus(Value, frozen=True, kw_only=True):
-    """Live figures of one allocation, over all its pods."""
-
-    name: Annotated[str, Meta(max_length=63, description="Name of the allocation.")]
-    pods: Annotated[int, Meta(ge=0, description="Pods that use it.")] = 0
-    granted_requests_per_minute: Annotated[int, Meta(ge=0, description="Requests per minute leased to its pods.")] = 0
-    granted_tokens_per_minute: Annotated[int, Meta(ge=0, description="Tokens per minute leased to its pods.")] = 0
-    used_requests: Annotated[int, Meta(ge=0, description="Requests in the last minute.")] = 0
-    used_tokens: Annotated[int, Meta(ge=0, description="Tokens in the last minute.")] = 0
-    waiting: Annotated[int, Meta(ge=0, description="Calls waiting in line.")] = 0
-    refused: Annotated[int, Meta(ge=0, description="Calls refused in the last minute; in Shadow, would be.")] = 0
-    spent_today_usd: Annotated[str, Meta(max_length=24, description="US dollars spent today.")] = "0"
-    spent_month_usd: Annotated[str, Meta(max_length=24, description="US dollars spent this month.")] = "0"
-    resets_at: Annotated[str, Meta(max_length=40, description="When the day's budget starts anew.")] = ""
-    runs_out_at: Annotated[
-        str,
-        Meta(max_length=40, description="When the budget will be spent at the present rate; empty if it lasts."),
-    ] = ""
-
-
-class QuotaAllocationStatus(Status, frozen=True, kw_only=True):
-    """What is observed about a quota."""
-
-    granted: Annotated[str, Meta(max_length=64, description="Capacity leased of capacity there is.")] = ""
-    used: Annotated[str, Meta(max_length=64, description="Use in the last minute.")] = ""
-    spent: Annotated[str, Meta(max_length=64, description="US dollars spent, of the budget.")] = ""
-    resets_at: Annotated[str, Meta(max_length=40, description="When the next budget window starts.")] = ""
-    synced_pods: Annotated[
-        str, Meta(max_length=32, description='Pods that run the current policy, such as "12/12".')
-    ] = ""
-    allocations: Annotated[
-        tuple[AllocationStatus, ...],
-        Meta(max_length=64, description="Live figures of each allocation.", extra_json_schema=keyed_by("name")),
-    ] = ()
 
 
 class QuotaAllocation(Resource, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from sluice_core.api.canarysplit_status import (
     WebhookStatus,
 )
 from sluice_core.api.modelroute import ModelRouteSpec, ModelRouteStatus, RouteRule, Target, targets_text
-from sluice_core.api.quotaallocation import AllocationStatus, QuotaAllocationStatus
+from sluice_core.api.quotaallocation_status import AllocationStatus, QuotaAllocationStatus
 from sluice_core.api.schema import status_schema
 from sluice_core.api.upstream import Limits, UpstreamStatus
 from sluice_core.api.validation import _schema_errors

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sluice_core.api.quotaallocation import AllocationStatus, QuotaAllocationStatus
+from sluice_core.api.quotaallocation_status import AllocationStatus, QuotaAllocationStatus
 from sluice_core.quota_figures import same_reading
 from sluice_core.sync import AllocationGauge, Demand, PodRef, SyncRequest
 from sluice_operator.kinds import EVENTS, MODEL_ROUTES, NAMESPACES, PODS, QUOTA_ALLOCATIONS, UPSTREAMS

@@ -11,7 +11,8 @@ import httpx2
 import openai
 import pytest
 
-from sluice_core.api.quotaallocation import Budget, Degraded, Mode, OnExhausted
+from sluice_core.api.degradation import Degraded
+from sluice_core.api.quotaallocation import Budget, Mode, OnExhausted
 from sluice_core.api.upstream import Limits
 from sluice_core.pricing import PriceBook
 from sluice_core.snapshot import FallbackPolicy
