@@ -13,8 +13,9 @@ import msgspec
 
 from sluice_core.api.base import KeySource, LabelSelector, Value
 from sluice_core.api.canarysplit import OnMissingKey
-from sluice_core.api.modelroute import Authorization, CallLimits, OnClientDisconnect, RuleMatch
-from sluice_core.api.quotaallocation import Budget, Mode, PerUser, Priority, Queue, StoreType
+from sluice_core.api.degradation import Degradation
+from sluice_core.api.modelroute import Authorization, Cache, CallLimits, OnClientDisconnect, RuleMatch
+from sluice_core.api.quotaallocation import Budget, Mode, PerUser, Priority, Queue, StoreType, WholeDegradation
 from sluice_core.api.upstream import Breaker, ExtraHeader, Limits, ModelLimits, Price, Retry, Timeouts
 
 FORMAT = 1
@@ -64,6 +65,7 @@ class AllocationPolicy(Value, frozen=True, kw_only=True):
     per_user: PerUser | None = None
     queue: Queue = Queue()
     budget: Budget | None = None
+    degradation: Degradation | None = None
     pods: int = 1
     safe: Limits = Limits()
     model_safe: tuple[ModelLimits, ...] = ()
@@ -94,6 +96,7 @@ class QuotaPolicy(Value, frozen=True, kw_only=True):
     store: StorePolicy = StorePolicy()
     safe_reserve: int = 0
     budget: Budget | None = None
+    degradation: WholeDegradation | None = None
     allocations: tuple[AllocationPolicy, ...]
 
 
@@ -130,10 +133,11 @@ class TargetPolicy(Value, frozen=True, kw_only=True):
 
 
 class FallbackPolicy(Value, frozen=True, kw_only=True):
-    """What is tried next: an upstream and model, or a fixed answer."""
+    """What is tried next: an upstream and model, an earlier answer up to an age, or a fixed answer."""
 
     upstream: str | None = None
     model: str | None = None
+    cached_max_age_seconds: int | None = None
     static_message: str | None = None
 
 
@@ -145,6 +149,7 @@ class RulePolicy(Value, frozen=True, kw_only=True):
     targets: tuple[TargetPolicy, ...]
     fallbacks: tuple[FallbackPolicy, ...] = ()
     limits: CallLimits = CallLimits()
+    cache: Cache | None = None
     authorization: Authorization = Authorization.UPSTREAM
     on_client_disconnect: OnClientDisconnect = OnClientDisconnect.CANCEL
     split: SplitPolicy | None = None

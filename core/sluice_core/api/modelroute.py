@@ -16,6 +16,7 @@ from sluice_core.api.base import (
     Status,
     UpstreamRef,
     Value,
+    key_source,
     keyed_by,
     rules,
 )
@@ -90,19 +91,34 @@ class StaticAnswer(Value, frozen=True, kw_only=True):
     message: Annotated[str, Meta(min_length=1, max_length=4096, description="Text of the answer.")]
 
 
+_LONGEST_KEPT_SECONDS: Final = 604_800
+
+
+class CachedAnswer(Value, frozen=True, kw_only=True):
+    """An answer that an identical call got before, even past the time for which it is given again otherwise."""
+
+    max_age_seconds: Annotated[
+        int, Meta(ge=1, le=_LONGEST_KEPT_SECONDS, description="Age up to which an answer is given.")
+    ] = 86_400
+
+
 class Fallback(Value, frozen=True, kw_only=True):
-    """What is tried when all before it have failed: another upstream or model, or a fixed answer."""
+    """What is tried when all before it have failed: another upstream or model, an earlier answer, or a fixed one."""
 
     upstream_ref: Annotated[UpstreamRef | None, Meta(description="Where calls go.")] = None
     model: (
         Annotated[str, Meta(min_length=1, max_length=128, description="Model to use; default the requested one.")]
         | None
     ) = None
+    cached: Annotated[CachedAnswer | None, Meta(description="An earlier answer to an identical call.")] = None
     static: Annotated[StaticAnswer | None, Meta(description="A fixed answer.")] = None
 
 
 FALLBACK_RULES = rules(
-    ("has(self.upstreamRef) != has(self.static)", "set exactly one of upstreamRef and static"),
+    (
+        "[has(self.upstreamRef), has(self.cached), has(self.static)].exists_one(kind, kind)",
+        "set exactly one of upstreamRef, cached and static",
+    ),
     ("!has(self.model) || has(self.upstreamRef)", "model needs upstreamRef"),
 )
 
@@ -116,6 +132,38 @@ class CallLimits(Value, frozen=True, kw_only=True):
     max_output_tokens: (
         Annotated[int, Meta(ge=1, le=10_000_000, description="The requested output is cut down to this.")] | None
     ) = None
+
+
+class Cache(Value, frozen=True, kw_only=True):
+    """How answers are given again to calls that would get the same one."""
+
+    ttl_seconds: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=_LONGEST_KEPT_SECONDS,
+            description="How long an answer is given again; 0 only joins identical calls at the same time.",
+        ),
+    ] = 3600
+    coalesce: Annotated[bool, Meta(description="Whether identical calls at the same time cost one upstream call.")] = (
+        True
+    )
+    user_key: Annotated[
+        tuple[key_source, ...],
+        Meta(
+            max_length=4,
+            description="Keeps answers apart by the user that the first of these names; default all users share them.",
+            extra_json_schema=ATOMIC,
+        ),
+    ] = ()
+
+
+CACHE_RULES = rules(
+    (
+        "!has(self.ttlSeconds) || self.ttlSeconds > 0 || !has(self.coalesce) || self.coalesce",
+        "ttlSeconds 0 with coalesce false does nothing; set one of them, or remove cache",
+    ),
+)
 
 
 class Authorization(StrEnum):
@@ -166,6 +214,10 @@ class RouteRule(Value, frozen=True, kw_only=True):
         Meta(max_length=8, description="What is tried in order when a target fails.", extra_json_schema=ATOMIC),
     ] = ()
     limits: Annotated[CallLimits, Meta(description="Caps on a single call.")] = CallLimits()
+    cache: Annotated[
+        Cache | None,
+        Meta(description="Gives answers again; default none.", extra_json_schema=CACHE_RULES),
+    ] = None
     authorization: Annotated[
         Authorization, Meta(description="Whose key is sent: the upstream's own, or the application's.")
     ] = Authorization.UPSTREAM
@@ -177,6 +229,16 @@ class RouteRule(Value, frozen=True, kw_only=True):
 
 RULE_RULES = rules(
     ("self.targets.exists(t, !has(t.weight) || t.weight > 0)", "at least one target needs a weight above 0"),
+    (
+        "has(self.cache) || !has(self.fallbacks) || !self.fallbacks.exists(f, has(f.cached))",
+        "a cached fallback needs cache, or there is no answer that was kept",
+    ),
+    (
+        "!has(self.cache) || !has(self.fallbacks) || self.fallbacks.all(f, !has(f.cached) || "
+        "!has(f.cached.maxAgeSeconds) || !has(self.cache.ttlSeconds) || "
+        "f.cached.maxAgeSeconds > self.cache.ttlSeconds)",
+        "a cached fallback's maxAgeSeconds must be above cache.ttlSeconds; younger answers need no fallback",
+    ),
 )
 
 

@@ -65,6 +65,7 @@ def _compile_rule(
         targets=tuple(targets),
         fallbacks=fallbacks,
         limits=rule.limits,
+        cache=rule.cache,
         authorization=rule.authorization,
         on_client_disconnect=rule.on_client_disconnect,
         split=split,
@@ -113,6 +114,8 @@ def _compile_fallbacks(
             break
         if fallback.static is not None:
             kept.append(FallbackPolicy(static_message=fallback.static.message))
+        elif fallback.cached is not None:
+            kept.append(FallbackPolicy(cached_max_age_seconds=fallback.cached.max_age_seconds))
         elif fallback.upstream_ref is not None:
             key = upstreams.resolve(fallback.upstream_ref, namespace, resource, f"{where}.upstreamRef", report)
             if key is not None:
