@@ -114,6 +114,7 @@ class _Body(msgspec.Struct, gc=False):
     model: str | None = None
     stream: bool | None = None
     n: int | None = None
+    best_of: int | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
@@ -155,12 +156,19 @@ _FIELD_TYPES: dict[str, Any] = {
         *((field, str | None) for field in ("model", "service_tier", "user", "safety_identifier", "prompt_cache_key")),
         ("previous_response_id", str | None),
         *((field, bool | None) for field in ("stream", "background")),
-        *((field, int | None) for field in ("n", "max_tokens", "max_completion_tokens", "max_output_tokens")),
+        *(
+            (field, int | None)
+            for field in ("n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens")
+        ),
         ("temperature", float | None),
     )
 }
 
 _MAX_DETERMINISTIC_TEMPERATURE = 0.1
+_LARGEST_OUTPUT_LIMIT = 2**31 - 1
+_MOST_CHOICES = 1024
+"""Beyond what any API takes. Numbers of callers go into sums, reports and figures that must not burst with them."""
+
 _NOT_JSON = "We could not parse the JSON body of your request: it is not a JSON object."
 
 
@@ -178,12 +186,12 @@ def peek(endpoint: Endpoint, body: bytes) -> RequestFacts:
     options = fields.stream_options
     has_options = len(options) > 0
     temperature = fields.temperature
-    count = fields.n
+    count = fields.n if fields.best_of is None else max(fields.best_of, fields.n or 1)  # all of them are generated
     return RequestFacts(
         endpoint=endpoint,
         model=fields.model,
         stream=fields.stream is True,
-        n=count if count is not None and count > 0 else 1,
+        n=min(count, _MOST_CHOICES) if count is not None and count > 0 else 1,
         max_output_tokens=limit,
         output_limit_field=limit_field,
         include_usage=has_options and _asks_usage(options),
@@ -248,7 +256,7 @@ def _output_limit(endpoint: Endpoint, fields: _Body) -> tuple[str | None, int | 
         name, value = "max_completion_tokens", fields.max_completion_tokens
     else:
         name, value = "max_tokens", fields.max_tokens
-    return (None, None) if value is None or value < 0 else (name, value)
+    return (None, None) if value is None or value < 0 else (name, min(value, _LARGEST_OUTPUT_LIMIT))
 
 
 def _other_characters(fields: _Body) -> int:

@@ -178,6 +178,67 @@ def test_inline_media_are_not_text(
     assert 11 <= facts.text_characters < 300
 
 
+SCREENSHOT = {"type": "computer_screenshot", "image_url": DATA_URL}
+URL = {"type": "image_url", "image_url": {"url": DATA_URL}}
+ODD_SHAPES: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": [URL, "a bare string"]}]},
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": DATA_URL, "detail": 5}}]}]},
+    {"messages": [{"role": "user", "content": [URL]}, {"role": "user", "content": "x", "type": None}]},
+    {"input": [{"type": "computer_call_output", "call_id": "c", "output": SCREENSHOT}]},
+    {"input": [{"type": "input_image", "image_url": DATA_URL}]},
+    {"input": [{"type": "code_interpreter_call", "outputs": [{"type": "image", "url": DATA_URL}]}]},
+    {"input": "draw", "tools": [{"type": "image_generation", "input_image_mask": {"image_url": DATA_URL}}]},
+    {"prompt": {"id": "p", "variables": {"picture": {"type": "input_image", "image_url": DATA_URL}}}},
+]
+
+
+@pytest.mark.parametrize("members", ODD_SHAPES)
+def test_media_are_not_text_wherever_they_are(members: dict[str, Any]) -> None:
+    """One malformed part or an item that is not known does not turn a picture into half a million characters."""
+    endpoint = CHAT if "messages" in members else Endpoint.RESPONSES
+    facts = peek(endpoint, body(model="m", **members))
+    assert facts.images == ("auto",)
+    assert facts.text_characters < 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"messages": [{"content": [URL]}]}, separators=(" , ", " : ")),
+        json.dumps({"messages": [{"content": [URL]}]}).replace('"content"', '"c\\u006fntent"'),
+        json.dumps({"messages": [{"content": [URL]}]}).replace('": [', '":   ['),
+    ],
+    ids=["spaces before colons", "an escaped name", "three spaces"],
+)
+def test_media_are_not_text_in_any_spelling(text: str) -> None:
+    """JSON may be written in many ways."""
+    facts = peek(CHAT, text.encode())
+    assert facts.images == ("auto",)
+    assert facts.text_characters < 300
+
+
+def test_what_is_sent_as_text_counts_as_text() -> None:
+    """The upstream reads it so, however much it looks like an image: nobody gets a discount for a prefix."""
+    part = {"type": "text", "text": DATA_URL}
+    facts = peek(CHAT, body(model="m", messages=[{"role": "user", "content": [part]}]))
+    assert facts.images == ()
+    assert facts.text_characters > 400_000
+
+
+@pytest.mark.parametrize("number", [10**15, 10**30, 10**400])
+def test_absurd_numbers_are_bounded(number: int) -> None:
+    """They go into sums and reports of 64 bits, whatever the upstream says of them."""
+    facts = peek(CHAT, f'{{"n":{number},"max_tokens":{number},"best_of":{number}}}'.encode())
+    assert facts.max_output_tokens == 2**31 - 1
+    assert facts.n * facts.max_output_tokens < 2**53
+
+
+def test_all_that_is_generated_is_counted() -> None:
+    """Of twenty completions one may be shown, but all are charged."""
+    assert peek(Endpoint.COMPLETIONS, body(model="m", prompt="x", best_of=20)).n == 20
+    assert peek(Endpoint.COMPLETIONS, body(model="m", prompt="x", n=3, best_of=2)).n == 3
+
+
 @pytest.mark.parametrize("member", ["messages", "input", "prompt", "instructions", "tools"])
 def test_all_input_counts_as_text(member: str) -> None:
     """Messages, instructions and tools are all part of what the upstream reads."""
