@@ -6,6 +6,8 @@ so that no value that policy does not name is ever re-encoded. A body in which n
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +41,7 @@ class _Role(msgspec.Struct, gc=False):
 
 
 _decode_role = msgspec.json.Decoder(_Role).decode
-_COMMA, _CLOSING_BRACKET, _SPACE = 0x2C, 0x5D, frozenset(b" \t\r\n")
+_COMMA, _OPENING_BRACKET, _CLOSING_BRACKET, _SPACE = 0x2C, 0x5B, 0x5D, frozenset(b" \t\r\n")
 
 
 class _First(msgspec.Struct, array_like=True, gc=False):
@@ -49,6 +51,11 @@ class _First(msgspec.Struct, array_like=True, gc=False):
 
 
 _decode_first = msgspec.json.Decoder(_First).decode
+_HEAD_BYTES = 8192
+_SHORT_BYTES = 2048
+_INSTRUCTING = frozenset({"system", "developer"})
+_SPEAKER = re.compile(r'\{\s*"role"\s*:\s*"(?:user|assistant|tool)"')
+_scan = json.JSONDecoder().raw_decode
 
 
 class Edits(Value, frozen=True, kw_only=True):
@@ -167,20 +174,56 @@ class Editor:
         It is a `system` message, which every model and every compatible server takes, unless the call itself used
         `developer`.
         """
-        lead, replaced = self._system, []
-        for message in _in_turn(messages):
-            role = _decode_role(message).role
-            if role not in ("system", "developer"):
-                break
-            replaced.append(message)
-            if role == "developer":
-                lead = self._developer
-        if replaced == lead:
+        leading, end = _leading_in_head(messages) or _leading(messages)
+        lead = self._developer if any(role == "developer" for _, role in leading) else self._system
+        if [message for message, _ in leading] == lead:
             return False
-        rest = memoryview(messages)[_end_of(messages, replaced) :]
+        rest = memoryview(messages)[end:]
         comma = b"," if lead and rest[0] != _CLOSING_BRACKET else b""
         found["messages"] = Raw(b"".join((b"[", *lead, comma, rest)))
         return True
+
+
+_Leading = tuple[list[tuple[Raw, str]], int]
+
+
+def _leading_in_head(messages: Raw) -> _Leading | None:
+    """Return what `_leading` does, or None if the beginning of the conversation does not tell.
+
+    Conversations are long, their instructions are not, and a message that begins with the role of a speaker is none.
+    """
+    text = memoryview(messages)
+    if text[0] != _OPENING_BRACKET:
+        return None
+    head = str(text[:_HEAD_BYTES], "latin-1")  # a character for every byte
+    found = []
+    begin = _behind_space(text, 1)  # behind the bracket
+    while _SPEAKER.match(head, begin) is None:
+        if len(text) < _SHORT_BYTES:  # parsing all of it is as cheap
+            return None
+        try:
+            message, end = _scan(head, begin)
+        except (ValueError, RecursionError):
+            return None
+        role = message.get("role", "") if isinstance(message, dict) else None
+        if not isinstance(role, str):
+            return None
+        if role not in _INSTRUCTING:
+            break
+        found.append((Raw(bytes(text[begin:end])), role))
+        begin = _behind_comma(text, end)
+    return found, begin
+
+
+def _leading(messages: Raw) -> _Leading:
+    """Return the system and developer messages that lead a conversation, each with its role, and where it goes on."""
+    found = []
+    for message in _in_turn(messages):
+        role = _decode_role(message).role
+        if role not in _INSTRUCTING:
+            break
+        found.append((message, role))
+    return found, _end_of(messages, [message for message, _ in found])
 
 
 def _in_turn(messages: Raw) -> Iterator[Raw]:
@@ -196,10 +239,13 @@ def _end_of(messages: Raw, first: list[Raw]) -> int:
     text = memoryview(messages)
     position = _behind_space(text, 1)  # behind the bracket
     for item in first:
-        position = _behind_space(text, position + len(item))
-        if text[position] == _COMMA:
-            position = _behind_space(text, position + 1)
+        position = _behind_comma(text, position + len(item))
     return position
+
+
+def _behind_comma(text: memoryview, position: int) -> int:
+    position = _behind_space(text, position)
+    return _behind_space(text, position + 1) if text[position] == _COMMA else position
 
 
 def _behind_space(text: memoryview, position: int) -> int:
