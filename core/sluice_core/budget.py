@@ -16,11 +16,13 @@ from zoneinfo import ZoneInfo
 
 from sluice_core.api.base import Value
 from sluice_core.api.quotaallocation import Budget
+from sluice_core.ladder import lowest_step
 from sluice_core.limits.money import usd_micros
-from sluice_core.sync import Exhausted, Spend
+from sluice_core.sync import Exhausted, Spend, SpentShare
 
 HOUR_SECONDS: Final = 3600.0
 ANOMALY_PERCENT: Final = 150
+MOST_PERCENT: Final = 1000
 _BASELINE_HOURS: Final = 7 * 24
 _LEAST_BASELINE_HOURS: Final = 6
 _LEAST_ANOMALY_USD_MICROS: Final = 1_000_000
@@ -142,6 +144,13 @@ class Alert(Value, frozen=True, kw_only=True):
     limit_usd_micros: int
 
 
+class WindowShare(Value, frozen=True, kw_only=True):
+    """How much of a budget is spent in one of its windows, in percent, and when that ends, in Unix seconds."""
+
+    percent: int
+    until: float
+
+
 class Assessment(Value, frozen=True, kw_only=True):
     """Where a budget stands. Times are Unix seconds, None where they do not apply."""
 
@@ -150,6 +159,7 @@ class Assessment(Value, frozen=True, kw_only=True):
     resets_at: float
     runs_out_at: float | None = None
     exhausted_until: float | None = None
+    shares: tuple[WindowShare, ...] = ()
 
 
 class SpendLedger:
@@ -222,8 +232,11 @@ class SpendLedger:
         day, month = day_of(unix_now, budget.time_zone), month_of(unix_now, budget.time_zone)
         exhausted: float | None = None
         runs_out: float | None = None
+        shares: list[WindowShare] = []
         for window, limit in _limits(budget, day, month):
-            left = limit - self.spent(name, window)
+            spent = self.spent(name, window)
+            left = limit - spent
+            shares.append(WindowShare(percent=_percent(spent, limit), until=window.ends_at))
             if left <= 0:
                 exhausted = max(exhausted or 0.0, window.ends_at)
                 runs_out = unix_now
@@ -235,6 +248,7 @@ class SpendLedger:
             resets_at=day.ends_at if budget.daily_usd else month.ends_at,
             runs_out_at=runs_out,
             exhausted_until=exhausted,
+            shares=tuple(shares),
         )
 
     def exhausted(self, budgets: Mapping[str, Budget], unix_now: float) -> tuple[Exhausted, ...]:
@@ -245,6 +259,16 @@ class SpendLedger:
             if until is not None:
                 found.append(Exhausted(budget=name, until=until))
         return tuple(found)
+
+    def shares(self, budgets: Mapping[str, Budget], unix_now: float) -> tuple[SpentShare, ...]:
+        """Return how much is spent of those budgets that have come to a step, for the answer to a report."""
+        return tuple(
+            SpentShare(budget=name, percent=share.percent, until=share.until)
+            for name, budget in budgets.items()
+            if (first := lowest_step(budget)) is not None
+            for share in self.assess(name, budget, unix_now).shares
+            if share.percent >= first
+        )
 
     def take_alerts(self, name: str, budget: Budget, unix_now: float) -> tuple[Alert, ...]:
         """Return the alerts that are due and count them as given: each percentage once per window, the highest only."""
@@ -293,6 +317,10 @@ class SpendLedger:
 def _limits(budget: Budget, day: CalendarWindow, month: CalendarWindow) -> list[tuple[CalendarWindow, int]]:
     pairs = ((day, budget.daily_usd), (month, budget.monthly_usd))
     return [(window, usd_micros(usd)) for window, usd in pairs if usd is not None]
+
+
+def _percent(spent: int, limit: int) -> int:
+    return min(MOST_PERCENT, spent * 100 // limit) if limit else MOST_PERCENT
 
 
 def _alert(name: str, window: str, percent: int, spent: int, limit: int, kind: str = "Threshold") -> Alert:

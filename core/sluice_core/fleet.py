@@ -209,6 +209,7 @@ class Fleet:
             revision=self._revision(namespace),
             leases=leases,
             exhausted=self.spending.exhausted(namespace, unix_now),
+            spent=self.spending.shares(namespace, unix_now),
             users=known.users if request.sequence == known.report.sequence else (),
             interval_seconds=self._interval_seconds(request, now),
         )

@@ -18,7 +18,7 @@ from sluice_core.api.quotaallocation import Budget
 from sluice_core.budget import Alert, Assessment, LedgerState, SpendLedger
 from sluice_core.limits.accounts import budgets_of
 from sluice_core.snapshot import QuotaPolicy, Snapshot
-from sluice_core.sync import Exhausted, Spend, UserReport
+from sluice_core.sync import Exhausted, Spend, SpentShare, UserReport
 from sluice_core.user_spend import UserMoney
 
 FRESH_SECONDS: Final = 1.0
@@ -53,6 +53,7 @@ class Spending:
         "_ledgers",
         "_of_namespace",
         "_pending",
+        "_shares",
         "known",
         "users",
     )
@@ -65,6 +66,7 @@ class Spending:
         self._of_namespace: dict[str, frozenset[str]] = {}
         self._pending: dict[str, tuple[str, tuple[Spend, ...]]] = {}
         self._exhausted: dict[str, Exhausted] = {}
+        self._shares: tuple[SpentShare, ...] = ()
         self._exhausted_at = float("-inf")
         self._ended: dict[str, float] = {}
         self._changed: set[str] = set()
@@ -163,17 +165,29 @@ class Spending:
         """Return the spent budgets of a namespace's pods; None as long as that is not known."""
         if not self.known:
             return None
-        if not 0.0 <= unix_now - self._exhausted_at < FRESH_SECONDS:
-            self._exhausted_at = unix_now
-            self._exhausted = {
-                each.budget: each
-                for quota, budgets in self._budgets.items()
-                for each in (self._ledgers[quota].exhausted(budgets, unix_now) if quota in self._ledgers else ())
-            }
+        self._look(unix_now)
         if not self._exhausted:
             return ()
         own = self._of_namespace.get(namespace, frozenset())
         return tuple(each for name, each in self._exhausted.items() if name in own)
+
+    def shares(self, namespace: str, unix_now: float) -> tuple[SpentShare, ...]:
+        """Return how much is spent of the budgets of a namespace's pods that have come to a step of theirs."""
+        if not self.known:
+            return ()
+        self._look(unix_now)
+        if not self._shares:
+            return ()
+        own = self._of_namespace.get(namespace, frozenset())
+        return tuple(each for each in self._shares if each.budget in own)
+
+    def _look(self, unix_now: float) -> None:
+        if 0.0 <= unix_now - self._exhausted_at < FRESH_SECONDS:
+            return
+        self._exhausted_at = unix_now
+        ledgers = [(self._ledgers[quota], own) for quota, own in self._budgets.items() if quota in self._ledgers]
+        self._exhausted = {each.budget: each for ledger, own in ledgers for each in ledger.exhausted(own, unix_now)}
+        self._shares = tuple(each for ledger, own in ledgers for each in ledger.shares(own, unix_now))
 
     def exhausted_users(self, scope: str, unix_now: float) -> tuple[str, ...] | None:
         """Return the users of an allocation who have spent all that they may today; None as long as that is unknown."""

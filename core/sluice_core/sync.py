@@ -72,6 +72,14 @@ class Exhausted(Value, frozen=True, kw_only=True):
     until: float
 
 
+class SpentShare(Value, frozen=True, kw_only=True):
+    """How much of a budget is spent, in percent, in a window that ends at the given Unix time."""
+
+    budget: _name
+    percent: int
+    until: float
+
+
 class LimitObservation(Value, frozen=True, kw_only=True):
     """A limit that the upstream itself reported in its `x-ratelimit-*` headers."""
 
@@ -198,12 +206,14 @@ class SyncRequest(Value, frozen=True, kw_only=True):
 class SyncResponse(Value, frozen=True, kw_only=True):
     """The answer: leases, spent budgets, the revision to run, and when to report again.
 
-    `exhausted` is None while the leader does not know yet what was spent before it: what the sidecar knows stays true.
+    `exhausted` is None while the leader does not know yet what was spent before it: what the sidecar knows stays true,
+    `spent` included: how much is spent of budgets that have steps, from the first step on.
     """
 
     sequence: int
     revision: _name = ""
     leases: tuple[Lease, ...] = ()
     exhausted: tuple[Exhausted, ...] | None = ()
+    spent: tuple[SpentShare, ...] = ()
     users: tuple[UserAnswer, ...] = ()
     interval_seconds: float = 5.0

@@ -86,7 +86,7 @@ class Guard:
         Raises:
             RefusedError: there is none, and the upstream said nothing that could be passed on.
         """
-        if self._admission.anything_spent:
+        if self._admission.degraded:
             candidates = self._affordable(call, candidates)
         journey = Journey(call, candidates)
         for position, candidate in enumerate(candidates):
@@ -186,7 +186,7 @@ class Guard:
         """Settle how this candidate is tried, and note whose limits apply."""
         plan = self._name_account(call, candidate, upstream)
         call.upstream, call.model = plan.key, candidate.model or call.facts.model
-        if self._admission.anything_spent and (cheaper := degradation(call, self._admission, plan.key)) is not None:
+        if self._admission.degraded and (cheaper := degradation(call, self._admission, plan.key)) is not None:
             call.degraded = True
             call.model = cheaper.model or call.model
             plan = degraded_plan(plan, cheaper.max_output_tokens)

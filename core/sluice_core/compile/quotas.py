@@ -69,6 +69,7 @@ class Quota:
             store=_store(self.key, self._spec),
             safe_reserve=reserved_share(each.share_percent for each in every) if in_redis else 0,
             budget=self._spec.budget,
+            degradation=self._spec.degradation,
             allocations=tuple(self._allocation(each, counts.get(each.name, 0), clusters) for each in every),
         )
 
@@ -94,6 +95,7 @@ class Quota:
             per_user=allocation.per_user,
             queue=allocation.queue,
             budget=allocation.budget,
+            degradation=allocation.degradation,
             pods=pods,
             safe=safe_limits(self._upstream.limits, allocation.share_percent, sharers),
             model_safe=safe_model_limits(self._upstream.model_limits, allocation.share_percent, sharers),

@@ -7,6 +7,7 @@ from typing import Final
 
 from sluice_core.api.quotaallocation import Budget, Mode, StoreType
 from sluice_core.api.upstream import Limits, ModelLimits
+from sluice_core.ladder import Ladder, ladder_of
 from sluice_core.limits.decisions import Ask
 from sluice_core.limits.keys import LEASED, Dimension, Layer, LimitKey, capacity_of, pattern_for
 from sluice_core.limits.lease import Allowance
@@ -24,7 +25,18 @@ _MAX_MODELS_REMEMBERED: Final = 256
 class Account:
     """One upstream as this pod may use it: its meters by (model pattern, dimension), its users, its budgets."""
 
-    __slots__ = ("_by_model", "allocation", "by_key", "key", "meters", "quota", "refusals", "upstream", "users")
+    __slots__ = (
+        "_by_model",
+        "allocation",
+        "by_key",
+        "key",
+        "ladder",
+        "meters",
+        "quota",
+        "refusals",
+        "upstream",
+        "users",
+    )
 
     def __init__(self, key: str, max_users: int) -> None:
         self.key = key
@@ -34,6 +46,7 @@ class Account:
         self.meters: dict[tuple[str, Dimension], Meter] = {}
         self.by_key: dict[str, Meter] = {}
         self.users = UserLimits(key, max_users)
+        self.ladder = Ladder()
         self.refusals = SlidingWindow(60.0, 1.0)
         """Calls that were refused, or would have been."""
         self._by_model: dict[str, tuple[Meter, ...]] = {}
@@ -68,6 +81,7 @@ class Account:
         """Put a policy into force. Windows and slots stay; a lease stays if it belongs to the same allocation."""
         moved = (allocation.name if allocation else UNALLOCATED) != self.allocation_name
         self.upstream, self.quota, self.allocation = upstream, quota, allocation
+        self.ladder = ladder_of(quota, allocation)
         only_pod = sole
         sole = sole and self.store is StoreType.LEASES  # whoever names another store shares the account
         safe = allocation.safe if allocation else Limits()

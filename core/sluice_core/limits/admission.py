@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from sluice_core.api.degradation import Level
 from sluice_core.api.quotaallocation import Budget, Mode, OnExhausted, StoreType
+from sluice_core.ladder import Standing, standing
 from sluice_core.limits.accounts import UNALLOCATED, Account, budgets_of
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
 from sluice_core.limits.demand import demands_of, left_behind, reported
 from sluice_core.limits.keys import LEASED, Dimension, Layer, pattern_for
 from sluice_core.limits.meters import MONEY_UNIT, REQUEST_UNIT, SLOT_UNIT, TOKEN_UNIT, Meter, RateMeter
+from sluice_core.limits.spent_budgets import SpentBudgets
 from sluice_core.selection import PodPolicy
-from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease, UserAnswer, UserReport
+from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease, SpentShare, UserAnswer, UserReport
 
 _MAX_RETIRED = 64
 
@@ -24,13 +27,13 @@ class Admission:
     `sole` says that there is no other pod, so that no leases are needed: local mode, tests.
     """
 
-    __slots__ = ("_accounts", "_exhausted", "_max_users", "_next_id", "_retired", "_sole", "anything_spent")
+    __slots__ = ("_accounts", "_max_users", "_next_id", "_retired", "_sole", "_spent", "degraded")
 
     def __init__(self, *, sole: bool = False, max_users: int = 10_000) -> None:
         self._accounts: dict[str, Account] = {}
-        self._exhausted: dict[str, float] = {}
-        self.anything_spent = False
-        """Whether any budget at all is spent."""
+        self._spent = SpentBudgets()
+        self.degraded = False
+        """Whether any account at all may stand below the full service."""
         self._max_users = max_users
         self._next_id = 0
         self._retired: dict[str, Account] = {}  # an upstream that comes back finds its use again
@@ -47,6 +50,7 @@ class Admission:
             self._accounts[key] = account
             quota, allocation = policy.quotas.get(key, (None, None))
             account.configure(upstream, quota, allocation, sole=self._sole)
+        self._note_degraded()
 
     def knows(self, upstream: str) -> bool:
         """Tell whether the policy has this upstream."""
@@ -67,7 +71,7 @@ class Admission:
         account = self._accounts[upstream]
         meters = account.meters_of(ask, now)
         amounts = ask.amounts
-        exhausted = self._exhaustion(account, now) if self._exhausted else None
+        exhausted = self._exhaustion(account, now) if self._spent.any_exhausted else None
         slots = _take_all(meters, amounts, now) if exhausted is None else None
         answer = None
         if slots is None:
@@ -242,22 +246,25 @@ class Admission:
         for account in self._accounts.values():
             account.users.begin_day(now, unix_now)
 
-    def apply_exhausted(self, exhausted: Iterable[Exhausted], *, now: float, unix_now: float) -> None:
-        """Replace the set of spent budgets. Their names are those of `budget_names`."""
-        self._exhausted = {each.budget: now + (each.until - unix_now) for each in exhausted}
-        self.anything_spent = bool(self._exhausted)
+    def apply_exhausted(
+        self, exhausted: Iterable[Exhausted], spent: Iterable[SpentShare] = (), *, now: float, unix_now: float
+    ) -> None:
+        """Replace what is known of spent budgets. Their names are those of `budgets_of`."""
+        self._spent.apply(exhausted, spent, now=now, unix_now=unix_now)
+        self._note_degraded()
 
     def exhausted_budget(self, upstream: str, now: float) -> tuple[Budget, float] | None:
         """Return the spent budget of calls to this upstream, and until when; one that rejects comes first."""
-        if not self._exhausted:
-            return None
+        return self._spent.exhausted(self._accounts[upstream], now) if self._spent.any_exhausted else None
+
+    def standing(self, upstream: str, now: float, open_until: float | None = None) -> Standing:
+        """Return the level of service of calls to this upstream, as `ladder.standing` does."""
         account = self._accounts[upstream]
-        found: tuple[Budget, float] | None = None
-        for name, budget in budgets_of(account.quota, account.allocation).items():
-            until = self._exhausted.get(name)
-            if until is not None and until > now and (found is None or budget.on_exhausted is OnExhausted.REJECT):
-                found = budget, until
-        return found
+        return standing(account.ladder, self._spent.of(account, now), open_until)
+
+    def _note_degraded(self) -> None:
+        by_hand = any(each.ladder.by_hand is not Level.FULL for each in self._accounts.values())
+        self.degraded = by_hand or self._spent.anything
 
     def gauges(self, now: float) -> tuple[AllocationGauge, ...]:
         """Return the state of every account for the control plane; all figures are of the last minute."""
@@ -276,8 +283,6 @@ class Admission:
         )
 
     def _exhaustion(self, account: Account, now: float) -> Refused | None:
-        if not self._exhausted:
-            return None
         found = self.exhausted_budget(account.key, now)
         if found is None or found[0].on_exhausted is not OnExhausted.REJECT:
             return None
