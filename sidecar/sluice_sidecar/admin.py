@@ -14,11 +14,16 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def admin_application(
-    *, ready: Callable[[], str], status: Callable[[], dict[str, Any]], metrics: Callable[[], bytes]
+    *,
+    ready: Callable[[], str],
+    book: Callable[[], None],
+    status: Callable[[], dict[str, Any]],
+    metrics: Callable[[], bytes],
 ) -> web.Application:
     """Return the application of the admin port.
 
-    `ready` returns why the sidecar is not ready, or nothing if it is; `metrics` is called in a thread.
+    `ready` returns why the sidecar is not ready, or nothing if it is; `book` is called before `status` and `metrics`,
+    so that they tell of all calls that are over; `metrics` is called in a thread.
     """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
 
@@ -30,9 +35,11 @@ def admin_application(
         return web.Response(status=503 if reason else 200, text=f"{reason or 'ok'}\n")
 
     async def show_status(_request: web.Request) -> web.Response:
+        book()
         return web.Response(body=msgspec.json.encode(status()), content_type="application/json")
 
     async def show_metrics(_request: web.Request) -> web.Response:
+        book()
         body = await asyncio.get_running_loop().run_in_executor(thread, metrics)
         return web.Response(body=body, headers={"Content-Type": _METRICS_TYPE})
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import traceback
 from collections.abc import Coroutine
 
 import msgspec
-import structlog
 from aiohttp import web
 
 from sluice_core.api.modelroute import Endpoint
@@ -28,12 +26,11 @@ from sluice_sidecar.headers import Field, RequestFields
 from sluice_sidecar.intake import identify, read
 from sluice_sidecar.realtime import serve_websocket
 from sluice_sidecar.relay import relay_opaque, relay_stream, relay_whole
-from sluice_sidecar.settle import price, settle
+from sluice_sidecar.settle import price
 from sluice_sidecar.steering import Candidates
 from sluice_sidecar.target import BadTargetError, Target, parse
+from sluice_sidecar.telemetry.logs import report_fault
 from sluice_sidecar.websocket import is_websocket
-
-log = structlog.get_logger()
 
 _NEVER_PASSED = frozenset({"CONNECT", "TRACE"})
 """The one would turn the upstream's connection into a tunnel, the other would show the application our key."""
@@ -120,7 +117,8 @@ class Proxy:
             self._leave(call)
 
     def _leave(self, call: Call) -> None:
-        settle(call, self._governor)  # 7. price, counts, record, metrics
+        call.ended = call.clock()
+        self._governor.books.add(call)  # 7. counts, record, metrics
         self._governor.in_flight -= 1
         if self._last_has_left is not None and not self._governor.in_flight:
             self._last_has_left.set()
@@ -205,11 +203,7 @@ class Proxy:
         await _answer(call.downstream, refusal, _own_fields(call))
 
     async def _rescue(self, call: Call, error: Exception) -> None:
-        """Report a fault of our own by its kind and place: its text might quote the call."""
-        frames = traceback.extract_tb(error.__traceback__)
-        log.error(
-            "fault in a call", kind=type(error).__name__, at=[f"{f.filename}:{f.lineno} {f.name}" for f in frames]
-        )
+        report_fault("fault in a call", error)
         call.outcome, call.error_code = Outcome.PROVIDER_ERROR, "internal_error"
         if call.downstream.started:
             call.downstream.break_off()
@@ -257,6 +251,7 @@ class Proxy:
         except (feedback.FeedbackError, BrokenBodyError) as error:
             await _answer(downstream, refuse(RefusalCode.INVALID_REQUEST, f"{error}."))
         else:
+            self._governor.books.bring_up_to_date()
             counted = self._governor.memory.score(given)
             body = b'{"counted":true}' if counted else b'{"counted":false}'
             await downstream.send(200 if counted else 404, "", [("Content-Type", "application/json")], body)

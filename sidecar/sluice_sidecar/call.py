@@ -70,6 +70,7 @@ class Call:
         "degraded",
         "downstream",
         "drains",
+        "ended",
         "endpoint",
         "error_code",
         "estimated_input_tokens",
@@ -148,6 +149,7 @@ class Call:
         self.opaque_body = False
         self.request_bytes = 0
         self.started = clock()
+        self.ended = 0.0
         self.unix_time = 0.0
         self.deadline = 0.0
         self.answer_deadline = 0.0
@@ -249,7 +251,7 @@ class Call:
             degraded=self.degraded,
             client_retry=self.client_retry,
             queue_ms=milliseconds(self.queue_seconds) if self.queue_seconds else 0.0,
-            duration_ms=milliseconds(self.clock() - self.started),
+            duration_ms=milliseconds(self.ended - self.started),
             first_token_ms=milliseconds(first_token_at - self.started) if first_token_at else None,
             upstream_ms=milliseconds(self.upstream_seconds),
             reserved_tokens=self.reserved_tokens,

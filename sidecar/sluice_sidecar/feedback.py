@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Callable, Container
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -12,7 +12,7 @@ from sluice_core.split import Arm
 
 PATH = "/sluice/v1/feedback"
 MAX_BODY_BYTES = 16 * 1024
-MAX_REMEMBERED = 20_000
+MAX_REMEMBERED = 40_000
 MAX_NAME_CHARACTERS = 256
 Rollout = tuple[str, str]  # split and revision
 
@@ -50,70 +50,79 @@ def parse(body: bytes) -> Feedback:
     return feedback
 
 
-class _Answer:
-    """An answer of late: whose it was, and which scores it has."""
+_Value = TypeVar("_Value")
 
-    __slots__ = ("arm", "counter", "rollout", "scored")
 
-    def __init__(self, rollout: Rollout, arm: Arm, counter: ArmCounter) -> None:
-        self.rollout = rollout
-        self.arm = arm
-        self.counter = counter
-        self.scored: set[str] = set()
+class _Lately(Generic[_Value]):
+    """What is known by name: the latest `MAX_REMEMBERED` at most, half as many at least.
+
+    Two generations instead of one queue, since nearly every name is new and never asked for: it costs one step.
+    """
+
+    __slots__ = ("_older", "_young")
+
+    def __init__(self) -> None:
+        self._young: dict[str, _Value] = {}
+        self._older: dict[str, _Value] = {}
+
+    def put(self, name: str, value: _Value) -> None:
+        if len(self._young) >= MAX_REMEMBERED // 2:
+            self._older, self._young = self._young, {}
+        self._young[name] = value
+
+    def get(self, name: str) -> _Value | None:
+        found = self._young.get(name)
+        return self._older.get(name) if found is None else found
+
+    def keep(self, wanted: Callable[[_Value], bool]) -> None:
+        self._young = {name: value for name, value in self._young.items() if wanted(value)}
+        self._older = {name: value for name, value in self._older.items() if wanted(value)}
+
+
+_Answer = tuple[ArmCounter, str]
+"""The counter of the arm that gave an answer, and the call."""
 
 
 class ArmMemory:
     """Which arm gave the answers of late, by call, response and conversation. The oldest are forgotten."""
 
-    __slots__ = ("_answers", "_conversations")
+    __slots__ = ("_answers", "_conversations", "_scored")
 
     def __init__(self) -> None:
-        self._answers: OrderedDict[str, _Answer] = OrderedDict()
-        self._conversations: OrderedDict[str, _Answer] = OrderedDict()
+        self._answers: _Lately[_Answer] = _Lately()
+        self._conversations: _Lately[_Answer] = _Lately()
+        self._scored: _Lately[set[str]] = _Lately()  # the names of its scores, by call
 
-    def remember(
-        self,
-        rollout: Rollout,
-        arm: Arm,
-        counter: ArmCounter,
-        *,
-        call_id: str,
-        response_id: str | None,
-        conversation: str | None,
-    ) -> None:
+    def remember(self, counter: ArmCounter, call_id: str, response_id: str | None, conversation: str | None) -> None:
         """Note which arm's counter a call belongs to."""
-        answer = _Answer(rollout, arm, counter)
-        _put(self._answers, call_id, answer)
-        _put(self._answers, response_id, answer)
-        if conversation is not None:
-            _put(self._conversations, conversation, answer)
+        answer = counter, call_id
+        self._answers.put(call_id, answer)
+        if response_id is not None and len(response_id) <= MAX_NAME_CHARACTERS:
+            self._answers.put(response_id, answer)
+        if conversation is not None and len(conversation) <= MAX_NAME_CHARACTERS:
+            self._conversations.put(conversation, answer)
 
     def arm_of(self, response_id: str | None, conversation: str | None) -> Arm | None:
         """Return the arm that gave an answer, or the last one of a conversation, if it is remembered."""
         answer = self._answers.get(response_id or "") or self._conversations.get(conversation or "")
-        return answer.arm if answer is not None else None
+        return answer[0].arm if answer is not None else None
 
     def keep(self, rollouts: Container[Rollout]) -> None:
         """Forget the answers of other rollouts: in the next one the same arm is another version."""
         for known in (self._answers, self._conversations):
-            for name in [name for name, answer in known.items() if answer.rollout not in rollouts]:
-                del known[name]
+            known.keep(lambda answer: answer[0].rollout in rollouts)
 
     def score(self, feedback: Feedback) -> bool:
         """Count a score once per call and name; tell whether the call is known."""
         answer = self._answers.get(feedback.response_id or feedback.call_id or "")
         if answer is None:
             return False
-        if feedback.name not in answer.scored and len(answer.scored) < 16:
-            answer.scored.add(feedback.name)
-            answer.counter.record_score(feedback.score)
+        counter, call_id = answer
+        scored = self._scored.get(call_id)
+        if scored is None:
+            scored = set()
+            self._scored.put(call_id, scored)
+        if feedback.name not in scored and len(scored) < 16:
+            scored.add(feedback.name)
+            counter.record_score(feedback.score)
         return True
-
-
-def _put(known: OrderedDict[str, _Answer], name: str | None, answer: _Answer) -> None:
-    if name is None or len(name) > MAX_NAME_CHARACTERS:
-        return
-    known[name] = answer
-    known.move_to_end(name)
-    if len(known) > MAX_REMEMBERED:
-        known.popitem(last=False)

@@ -24,6 +24,7 @@ from sluice_core.snapshot import RoutePolicy, RulePolicy, Snapshot, TargetPolicy
 from sluice_core.split import Arm
 from sluice_core.sync import SyncRequest, SyncResponse
 from sluice_sidecar.background import BackgroundResponses
+from sluice_sidecar.books import Books
 from sluice_sidecar.breakers import Breakers
 from sluice_sidecar.call import Call
 from sluice_sidecar.config import LabelSource, PolicySource
@@ -99,6 +100,7 @@ class Governor:
         self.metrics.registry.register(StateCollector(lambda: readings(self)))
         self.upstreams: dict[str, Upstream] = {}
         self.counters: dict[tuple[str, str, str], ArmCounter] = {}
+        self.books = Books(self._book)
         self.in_flight = 0
         self.stopping = False
         self.reloads = 0
@@ -139,6 +141,7 @@ class Governor:
 
     def _watch_budgets(self, ledger: SpendLedger) -> None:
         """Find out which budgets are spent, where no control plane does."""
+        self.books.bring_up_to_date()
         budgets: dict[str, Budget] = {}
         for quota, allocation in self._view.policy.quotas.values() if self._view is not None else ():
             budgets.update(budgets_of(quota, allocation))
@@ -199,10 +202,12 @@ class Governor:
 
     def pinned_arm(self, call: Call) -> Arm | None:
         """Return the arm of the conversation that this call continues."""
+        self.books.bring_up_to_date()
         return self.memory.arm_of(call.facts.previous_response_id, call.facts.conversation)
 
-    def settled(self, call: Call, record: CallRecord) -> None:
-        """Count a settled call: for its arm, in the metrics, in the records."""
+    def _book(self, call: Call) -> None:
+        """Count a call that is over: for its arm, in the metrics, in the records."""
+        record = call.record()
         if call.assignment is not None and record.split is not None:
             self._count_for_arm(call, record)
         if call.usage is not None and record.outcome is Outcome.SUCCESS and not call.usage_estimated:
@@ -237,14 +242,7 @@ class Governor:
             bucket=assignment.bucket,
             counted=assignment.counted,
         )
-        self.memory.remember(
-            name[:2],
-            assignment.arm,
-            counter,
-            call_id=call.id,
-            response_id=call.response_id,
-            conversation=call.facts.conversation,
-        )
+        self.memory.remember(counter, call.id, call.response_id, call.facts.conversation)
 
     # --- the sync channel
 
@@ -255,6 +253,7 @@ class Governor:
 
     def report(self, sequence: int, *, stopping: bool) -> SyncRequest:
         """Return the report of this moment."""
+        self.books.bring_up_to_date()
         self._last_sequence = sequence
         return build_report(self, sequence, stopping=stopping)
 
@@ -292,6 +291,7 @@ class Governor:
 
     async def close(self) -> None:
         """Send the last report and close every connection."""
+        self.books.bring_up_to_date()
         await self.stores.close()
         if self.sync is not None:
             await self.sync.last_report()

@@ -80,12 +80,3 @@ def identify(call: Call) -> None:
     call.unix_time = time.time()
     ids = f"{random.getrandbits(192):048x}"
     call.traceparent = traceparent(call.fields.first.get("traceparent"), ids[:32], ids[32:])
-
-
-def patience_seconds(call: Call) -> float:
-    """Return how long the application's SDK waits for the first byte of an answer; infinite if it does not say."""
-    try:
-        seconds = float(call.fields.first.get("x-stainless-read-timeout", "inf"))
-    except ValueError:
-        return float("inf")
-    return seconds if seconds > 0 else float("inf")

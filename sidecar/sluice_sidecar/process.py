@@ -84,7 +84,10 @@ async def serve(settings: Settings) -> None:
 
 def _admin(governor: Governor) -> web.Application:
     return admin_application(
-        ready=governor.not_ready_because, status=lambda: status(governor), metrics=governor.metrics.render
+        ready=governor.not_ready_because,
+        book=governor.books.bring_up_to_date,
+        status=lambda: status(governor),
+        metrics=governor.metrics.render,
     )
 
 

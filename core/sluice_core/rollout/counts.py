@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from sluice_core.api.base import Value
 from sluice_core.records import Outcome
+from sluice_core.split import Arm
 from sluice_core.usage import Usage
 
 _Key = TypeVar("_Key", int, str)
@@ -268,14 +269,16 @@ class ArmCounter:
         "_first_token",
         "_input_tokens",
         "_latency",
-        "_name",
         "_output_tokens",
         "_requests",
         "_score",
+        "arm",
+        "rollout",
     )
 
-    def __init__(self, split: str, revision: str, arm: str) -> None:
-        self._name = (split, revision, arm)
+    def __init__(self, split: str, revision: str, arm: Arm) -> None:
+        self.rollout = split, revision
+        self.arm: Arm = arm
         self._requests = 0
         self._excluded = 0
         self._errors: dict[str, int] = {}
@@ -337,11 +340,11 @@ class ArmCounter:
 
     def export(self) -> ArmCounts:
         """Return the counts so far."""
-        split, revision, arm = self._name
+        split, revision = self.rollout
         return ArmCounts(
             split=split,
             revision=revision,
-            arm=arm,
+            arm=self.arm,
             requests=self._requests,
             errors=dict(self._errors),
             excluded=self._excluded,

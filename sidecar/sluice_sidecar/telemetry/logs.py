@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -27,3 +28,10 @@ def configure() -> None:
         logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
         cache_logger_on_first_use=True,
     )
+
+
+def report_fault(what: str, error: Exception) -> None:
+    """Report a fault of our own by its kind and place: its text might quote a call."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = [f"{each.filename}:{each.lineno} {each.name}" for each in frames]
+    structlog.get_logger().error(what, kind=type(error).__name__, at=at)
