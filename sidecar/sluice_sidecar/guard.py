@@ -186,6 +186,8 @@ class Guard:
         """Settle how this candidate is tried, and note whose limits apply."""
         plan = self._name_account(call, candidate, upstream)
         call.upstream, call.model = plan.key, candidate.model or call.facts.model
+        if call.opaque_body:  # it goes as it is
+            call.model = call.facts.model or candidate.model
         if self._admission.degraded and (cheaper := degradation(call, self._admission, plan.key)) is not None:
             call.degraded = True
             call.model = cheaper.model or call.model

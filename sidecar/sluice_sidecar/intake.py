@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import AsyncIterator
 
 import msgspec
 from aiohttp import web
 
 from sluice_core.errors import BadRequestError, RefusalCode, refuse
+from sluice_core.form import boundary_of, field
 from sluice_core.records import Outcome
 from sluice_core.request import peek
 from sluice_sidecar.aside import LARGE_BYTES, aside
@@ -22,9 +24,13 @@ from sluice_sidecar.telemetry.trace import traceparent
 _SMALL_BODY_BYTES = 1024 * 1024
 """JSON up to this size is read whole on every path, so that the call can be repeated."""
 
+_EDGE_BYTES = 64 * 1024
+"""How much of the beginning and of the end of a large form is looked through for its fields."""
+
 
 async def read(call: Call, request: web.BaseRequest, counter: ExactCounter) -> None:
-    """Read a JSON body whole, and look into it where something is generated; any other body is left to be streamed.
+    """Read a JSON body whole, and look into it where something is generated; any other body is left to be streamed,
+    but for a look at the model that it names.
 
     Raises:
         RefusedError: the body is too large, does not arrive, or is no JSON object where one is needed.
@@ -34,15 +40,10 @@ async def read(call: Call, request: web.BaseRequest, counter: ExactCounter) -> N
     kind = media_type(call.fields.first.get("content-type", ""))
     looked_into = call.generating and not kind.startswith("multipart/")  # whatever it claims to be: some servers guess
     if not looked_into:
-        length = request.content_length
-        if length is None or length > _SMALL_BODY_BYTES:
-            call.body_stream, call.body_length = call.downstream.iterate_body(), length
-            call.request_bytes = length or 0
-            return
+        await _read_form(call, request.content_length)
+        return
     call.body = await _whole_body(call)
     call.request_bytes = len(call.body)
-    if not looked_into:
-        return
     if call.fields.first.get("content-encoding", "identity").lower() != "identity":
         raise _bad_request("A compressed request body is not accepted here; send it plain.")
     try:
@@ -58,6 +59,48 @@ async def read(call: Call, request: web.BaseRequest, counter: ExactCounter) -> N
     if counter.enabled:
         tokens = await counter.count(call.endpoint, call.facts.model, call.body)
         call.facts = msgspec.structs.replace(call.facts, text_tokens=tokens)
+
+
+async def _read_form(call: Call, length: int | None) -> None:
+    """Read a body that is not looked into, but for the model that a form names: limits and prices hang on it."""
+    boundary = boundary_of(call.fields.first.get("content-type", "")) if call.generating else None
+    call.opaque_body = call.generating
+    if length is None or length > _SMALL_BODY_BYTES:
+        parts = call.downstream.iterate_body()
+        call.body_stream, call.body_length = parts if boundary is None else await _begun(call, parts, boundary), length
+        call.request_bytes = length or 0
+        return
+    call.body = await _whole_body(call)
+    call.request_bytes = len(call.body)
+    if boundary is not None:
+        _note_model(call, call.body, boundary)
+
+
+async def _begun(call: Call, parts: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[bytes]:
+    """Return a large form as it is, once as much of it has come as is needed to find its model there."""
+    head = b""
+    async for part in parts:
+        head += part
+        if _note_model(call, head, boundary) or len(head) >= _EDGE_BYTES:
+            break
+    return _continued(call, head, parts, boundary)
+
+
+async def _continued(call: Call, head: bytes, parts: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[bytes]:
+    yield head
+    tail = head
+    async for part in parts:
+        tail = (tail + part)[-_EDGE_BYTES:]
+        yield part
+    if call.facts.model is None:  # the file came first: too late for the model's limits, but not for its price
+        _note_model(call, tail, boundary)
+
+
+def _note_model(call: Call, form: bytes, boundary: bytes) -> bool:
+    model = field(form, boundary, "model")
+    if model is not None:
+        call.facts = msgspec.structs.replace(call.facts, model=model)
+    return model is not None
 
 
 async def _whole_body(call: Call) -> bytes:

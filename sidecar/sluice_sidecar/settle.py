@@ -13,7 +13,7 @@ def price(call: Call, grant: Grant, *, finished: bool) -> None:
         call.usage_estimated = True
         call.usage = Usage(input_tokens=call.estimated_input_tokens, output_tokens=call.streamed_deltas)
     if call.usage is not None:
-        model = call.served_model or grant.model
+        model = call.served_model or grant.model or call.facts.model  # of a form, it may be known only now
         call.cost_usd_micros = grant.upstream.prices.cost_usd_micros(
             call.usage, model, call.service_tier, call.unix_time
         )
