@@ -14,18 +14,15 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo
 
+from sluice_core.alerts import Alert, AlertBook
 from sluice_core.api.base import Value
 from sluice_core.api.quotaallocation import Budget
 from sluice_core.ladder import lowest_step
 from sluice_core.limits.money import usd_micros
+from sluice_core.spend_hours import DAY_SECONDS, HOUR_SECONDS, SpendHours, hour_name
 from sluice_core.sync import Exhausted, Spend, SpentShare
 
-HOUR_SECONDS: Final = 3600.0
-ANOMALY_PERCENT: Final = 150
 MOST_PERCENT: Final = 1000
-_BASELINE_HOURS: Final = 7 * 24
-_LEAST_BASELINE_HOURS: Final = 6
-_LEAST_ANOMALY_USD_MICROS: Final = 1_000_000
 _DAYS_REPORTED: Final = 3
 _DAYS_KEPT: Final = 62
 _MAX_ZONES: Final = 64
@@ -47,7 +44,7 @@ def day_of(unix_now: float, time_zone: str) -> CalendarWindow:
         ZoneInfoNotFoundError: there is no such zone.
     """
     zone = ZoneInfo(time_zone)
-    today = datetime.fromtimestamp(unix_now, zone).date()
+    today = _date(unix_now, zone)
     return CalendarWindow(
         name=today.isoformat(),
         starts_at=_midnight(today, zone),
@@ -62,13 +59,18 @@ def month_of(unix_now: float, time_zone: str) -> CalendarWindow:
         ZoneInfoNotFoundError: there is no such zone.
     """
     zone = ZoneInfo(time_zone)
-    first = datetime.fromtimestamp(unix_now, zone).date().replace(day=1)
+    first = _date(unix_now, zone).replace(day=1)
     following = (first + timedelta(days=31)).replace(day=1)
     return CalendarWindow(
         name=first.isoformat()[:7],
         starts_at=_midnight(first, zone),
         ends_at=_midnight(following, zone),
     )
+
+
+def _date(unix_now: float, zone: ZoneInfo) -> date:
+    # To whole seconds, because parts of a microsecond would be rounded up, into the next day.
+    return datetime.fromtimestamp(unix_now // 1, zone).date()
 
 
 def _midnight(day: date, zone: ZoneInfo) -> float:
@@ -121,9 +123,10 @@ class Mark(Value, frozen=True, kw_only=True):
 
 
 class LedgerState(Value, frozen=True, kw_only=True):
-    """The ledger as it is stored. Days by budget, hours of recent spend by budget, alerts that were given.
+    """The ledger as it is stored. Days by budget, hours of recent spend by budget, alerts that were decided.
 
-    `users` is the money of single users, by allocation and day.
+    `users` is the money of single users, by allocation and day; `pending` are the alerts that are still to be told.
+    `at` is when a process reported last, in Unix seconds.
     """
 
     days: dict[str, dict[str, int]] = {}
@@ -131,17 +134,8 @@ class LedgerState(Value, frozen=True, kw_only=True):
     marks: tuple[Mark, ...] = ()
     alerts: dict[str, dict[str, int]] = {}
     users: dict[str, dict[str, dict[str, int]]] = {}
-
-
-class Alert(Value, frozen=True, kw_only=True):
-    """A budget has passed a share of itself for the first time in a window, or its spend per hour is unusual."""
-
-    budget: str
-    window: str
-    percent: int
-    kind: str = "Threshold"  # or "Anomaly": then `percent` is the last hour's spend, of the baseline
-    spent_usd_micros: int
-    limit_usd_micros: int
+    pending: tuple[Alert, ...] = ()
+    at: float = 0.0
 
 
 class WindowShare(Value, frozen=True, kw_only=True):
@@ -152,7 +146,11 @@ class WindowShare(Value, frozen=True, kw_only=True):
 
 
 class Assessment(Value, frozen=True, kw_only=True):
-    """Where a budget stands. Times are Unix seconds, None where they do not apply."""
+    """Where a budget stands. Times are Unix seconds, None where they do not apply.
+
+    `resets_at` is when it may be spent again: the end of the day, or of the month if that is what is spent.
+    `runs_out_at` is when it will be spent at the present rate, or was.
+    """
 
     spent_today_usd_micros: int
     spent_month_usd_micros: int
@@ -165,15 +163,17 @@ class Assessment(Value, frozen=True, kw_only=True):
 class SpendLedger:
     """What was spent under each budget, by day. The leader's half."""
 
-    __slots__ = ("_alerts", "_days", "_hours", "_marks", "_oldest")
+    __slots__ = ("_at", "_days", "_heard", "_hours", "_marks", "_oldest", "alerts")
 
     def __init__(self, state: LedgerState | None = None) -> None:
         state = state or LedgerState()
         self._days = {name: dict(days) for name, days in state.days.items()}
-        self._hours = {name: dict(hours) for name, hours in state.hours.items()}
+        self._hours = SpendHours(state.hours)
         self._marks = {(each.instance, each.budget, each.day): each.usd_micros for each in state.marks}
-        self._alerts = {name: dict(windows) for name, windows in state.alerts.items()}
+        self._at = state.at
+        self._heard = {each.instance: state.at for each in state.marks} if state.at else {}
         self._oldest = ""
+        self.alerts = AlertBook(state.alerts, state.pending)
 
     def state(self) -> LedgerState:
         """Return what must be stored to go on from here."""
@@ -183,24 +183,23 @@ class SpendLedger:
         )
         return LedgerState(
             days={name: dict(days) for name, days in self._days.items()},
-            hours={name: dict(hours) for name, hours in self._hours.items()},
+            hours=self._hours.state(),
             marks=tuple(marks),
-            alerts={name: dict(windows) for name, windows in self._alerts.items()},
+            alerts=self.alerts.given(),
+            pending=self.alerts.pending(),
+            at=self._at,
         )
 
     def report(self, instance: str, spends: Iterable[Spend], unix_now: float) -> bool:
         """Take the cumulative figures of one process; what was counted before is not. Tell whether there was more."""
         charged = False
-        hour = int(unix_now // HOUR_SECONDS)
-        # Older days are closed: their marks are gone, so a late repetition could not be told from a first report.
-        oldest = (datetime.fromtimestamp(unix_now, UTC).date() - timedelta(days=_DAYS_REPORTED)).isoformat()
-        if oldest != self._oldest:
-            self._oldest = oldest
-            self._marks = {key: spent for key, spent in self._marks.items() if key[2] >= oldest}
+        self._close_days(unix_now)
+        # What was spent while nobody listened is not the spend of this hour.
+        since = self._heard.get(instance, unix_now)
         for spend in spends:
             key = (instance, spend.budget, spend.window)
             more = spend.usd_micros - self._marks.get(key, 0)
-            if more <= 0 or spend.window < oldest or (key not in self._marks and len(self._marks) >= _MAX_MARKS):
+            if more <= 0 or spend.window < self._oldest or (key not in self._marks and len(self._marks) >= _MAX_MARKS):
                 continue
             charged = True
             self._marks[key] = spend.usd_micros
@@ -208,15 +207,37 @@ class SpendLedger:
             days[spend.window] = days.get(spend.window, 0) + more
             while len(days) > _DAYS_KEPT:
                 del days[min(days)]
-            hours = self._hours.setdefault(spend.budget, {})
-            hours[hour] = hours.get(hour, 0) + more
-            while len(hours) > _BASELINE_HOURS + 2:
-                del hours[min(hours)]
+            self._hours.charge(spend.budget, more, since, unix_now)
+        if charged or instance in self._heard:
+            self._heard[instance] = self._at = unix_now
         return charged
+
+    def _close_days(self, unix_now: float) -> None:
+        # Older days are closed: their marks are gone, so a late repetition could not be told from a first report.
+        oldest = (datetime.fromtimestamp(unix_now, UTC).date() - timedelta(days=_DAYS_REPORTED)).isoformat()
+        if oldest != self._oldest:
+            self._oldest = oldest
+            self._marks = {key: spent for key, spent in self._marks.items() if key[2] >= oldest}
+            reporting = {key[0] for key in self._marks}
+            self._heard = {instance: at for instance, at in self._heard.items() if instance in reporting}
+
+    def absorb(self, other: SpendLedger, unix_now: float) -> None:
+        """Take in what another leader's memory has more of: what each process reported, counted once."""
+        spends: dict[str, list[Spend]] = {}
+        for (instance, budget, day), spent in other._marks.items():
+            spends.setdefault(instance, []).append(Spend(budget=budget, window=day, usd_micros=spent))
+        for instance, own in spends.items():
+            self.report(instance, own, unix_now)
+        for name, days in other._days.items():
+            own_days = self._days.setdefault(name, {})
+            own_days.update({day: max(most, own_days.get(day, 0)) for day, most in days.items()})
+        self.alerts.absorb(other.alerts)
 
     def forget(self, instances: Collection[str]) -> None:
         """Forget which figures processes reported that will report no more; what they spent stays spent."""
         self._marks = {key: spent for key, spent in self._marks.items() if key[0] not in instances}
+        for instance in instances:
+            self._heard.pop(instance, None)
 
     def last_day(self) -> str:
         """Return the latest day that anything was spent on, empty if there is none."""
@@ -227,26 +248,28 @@ class SpendLedger:
         return sum(spent for day, spent in self._days.get(budget, {}).items() if day.startswith(window.name))
 
     def assess(self, name: str, budget: Budget, unix_now: float) -> Assessment:
-        """Return where a budget stands."""
-        rate = self._rate(name, unix_now)
+        """Return where a budget stands.
+
+        The day is forecast from the last hour, the month from the last day, or no night would ever come in it.
+        """
         day, month = day_of(unix_now, budget.time_zone), month_of(unix_now, budget.time_zone)
         exhausted: float | None = None
-        runs_out: float | None = None
+        times: list[float] = []
         shares: list[WindowShare] = []
         for window, limit in _limits(budget, day, month):
             spent = self.spent(name, window)
-            left = limit - spent
             shares.append(WindowShare(percent=_percent(spent, limit), until=window.ends_at))
-            if left <= 0:
+            rate = self._hours.rate(name, HOUR_SECONDS if window is day else DAY_SECONDS, unix_now)
+            if spent >= limit:
                 exhausted = max(exhausted or 0.0, window.ends_at)
-                runs_out = unix_now
-            elif rate > 0 and unix_now + left / rate < window.ends_at:
-                runs_out = min(runs_out if runs_out is not None else float("inf"), unix_now + left / rate)
+                times.append(self._hours.reached_at(name, spent, limit, window.starts_at, unix_now))
+            elif rate > 0 and (ends := unix_now + (limit - spent) / rate) < window.ends_at:
+                times.append(ends)
         return Assessment(
             spent_today_usd_micros=self.spent(name, day),
             spent_month_usd_micros=self.spent(name, month),
-            resets_at=day.ends_at if budget.daily_usd else month.ends_at,
-            runs_out_at=runs_out,
+            resets_at=exhausted or (day.ends_at if budget.daily_usd else month.ends_at),
+            runs_out_at=min(times, default=None),
             exhausted_until=exhausted,
             shares=tuple(shares),
         )
@@ -255,9 +278,12 @@ class SpendLedger:
         """Return the spent ones of these budgets, for the answer to a report."""
         found = []
         for name, budget in budgets.items():
-            until = self.assess(name, budget, unix_now).exhausted_until
-            if until is not None:
-                found.append(Exhausted(budget=name, until=until))
+            day, month = day_of(unix_now, budget.time_zone), month_of(unix_now, budget.time_zone)
+            ends = [
+                window.ends_at for window, limit in _limits(budget, day, month) if self.spent(name, window) >= limit
+            ]
+            if ends:
+                found.append(Exhausted(budget=name, until=max(ends)))
         return tuple(found)
 
     def shares(self, budgets: Mapping[str, Budget], unix_now: float) -> tuple[SpentShare, ...]:
@@ -270,48 +296,23 @@ class SpendLedger:
             if share.percent >= first
         )
 
-    def take_alerts(self, name: str, budget: Budget, unix_now: float) -> tuple[Alert, ...]:
-        """Return the alerts that are due and count them as given: each percentage once per window, the highest only."""
+    def decide_alerts(self, name: str, budget: Budget, unix_now: float) -> bool:
+        """Decide which alerts of a budget are due; they are pending then. Tell whether there is anything to store."""
         day, month = day_of(unix_now, budget.time_zone), month_of(unix_now, budget.time_zone)
-        given = self._alerts.setdefault(name, {})
-        for old in [window for window in given if not window.startswith((month.name, "anomaly"))]:
-            del given[old]
-        alerts = []
+        self.alerts.begin(name, month.name)
+        news = False
         for window, limit in _limits(budget, day, month):
             spent = self.spent(name, window)
-            passed = [percent for percent in budget.alert_percents if spent * 100 >= limit * percent]
-            if passed and max(passed) > given.get(window.name, 0):
-                given[window.name] = max(passed)
-                alerts.append(_alert(name, window.name, max(passed), spent, limit))
-        if (percent := self.anomaly_percent(name, unix_now)) is not None:
-            hour = int(unix_now // HOUR_SECONDS)
-            if given.get("anomaly") != hour:
-                given["anomaly"] = hour
-                spent = self._hours[name][hour - 1]
-                alerts.append(_alert(name, day.name, percent, spent, 0, kind="Anomaly"))
-        return tuple(alerts)
+            news = self.alerts.weigh(name, budget, window.name, spent, limit, unix_now) or news
+        for each in self._hours.unusual(name, budget.time_zone, unix_now):
+            window_name = hour_name(each.hour, budget.time_zone)
+            told = self.alerts.notice(name, each.hour, window_name, each.percent, each.spent_usd_micros, unix_now)
+            news = told or news
+        return news
 
-    def anomaly_percent(self, name: str, unix_now: float) -> int | None:
-        """Return the last full hour's spend in percent of the week's mean hour, if that is unusually much.
-
-        Less than six earlier hours are no baseline; less than a dollar is no anomaly.
-        """
-        hours = self._hours.get(name, {})
-        last = int(unix_now // HOUR_SECONDS) - 1
-        earlier = [hour for hour in hours if last - _BASELINE_HOURS <= hour < last]
-        if not earlier or last - min(earlier) < _LEAST_BASELINE_HOURS:
-            return None
-        total, count, spent = sum(hours[hour] for hour in earlier), last - min(earlier), hours.get(last, 0)
-        if spent < _LEAST_ANOMALY_USD_MICROS or spent * count * 100 <= total * ANOMALY_PERCENT:
-            return None
-        return spent * count * 100 // total
-
-    def _rate(self, name: str, unix_now: float) -> float:
-        """Return micro-dollars a second over about the last hour."""
-        hours = self._hours.get(name, {})
-        hour, into = divmod(unix_now, HOUR_SECONDS)
-        before = hours.get(int(hour) - 1, 0) * (1.0 - into / HOUR_SECONDS)
-        return (hours.get(int(hour), 0) + before) / HOUR_SECONDS
+    def unusual(self, name: str, budget: Budget, unix_now: float) -> bool:
+        """Tell whether the last hour, or the present one already, costs unusually much."""
+        return bool(self._hours.unusual(name, budget.time_zone, unix_now))
 
 
 def _limits(budget: Budget, day: CalendarWindow, month: CalendarWindow) -> list[tuple[CalendarWindow, int]]:
@@ -321,7 +322,3 @@ def _limits(budget: Budget, day: CalendarWindow, month: CalendarWindow) -> list[
 
 def _percent(spent: int, limit: int) -> int:
     return min(MOST_PERCENT, spent * 100 // limit) if limit else MOST_PERCENT
-
-
-def _alert(name: str, window: str, percent: int, spent: int, limit: int, kind: str = "Threshold") -> Alert:
-    return Alert(budget=name, window=window, percent=percent, kind=kind, spent_usd_micros=spent, limit_usd_micros=limit)

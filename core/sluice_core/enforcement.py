@@ -5,12 +5,13 @@ Their messages hold no figure that moves, or every round would write a status an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from sluice_core.alerts import Alert
 from sluice_core.api.base import Condition, ConditionStatus, Value
 from sluice_core.api.conditions import set_condition
 from sluice_core.api.quotaallocation import Budget, Mode
-from sluice_core.budget import Alert, Assessment
+from sluice_core.budget import Assessment
 from sluice_core.limits.accounts import UNALLOCATED
 from sluice_core.limits.money import usd_text
 from sluice_core.problems import Problem, Reason
@@ -87,14 +88,13 @@ def within_budget(budgets: Mapping[str, Assessment], policies: Mapping[str, Budg
     return _finding(WITHIN_BUDGET, True, "MoneyLeft", "every budget lasts at the present rate")
 
 
-def spend_unusual(budgets: Mapping[str, Assessment], unusual: Mapping[str, int]) -> Finding | None:
-    """Return whether the last hour was unusually expensive; None if the quota has no budget."""
+def spend_unusual(budgets: Mapping[str, Assessment], unusual: Collection[str]) -> Finding | None:
+    """Return whether the last hour, or the present one, is unusually expensive; None if the quota has no budget."""
     if not budgets:
         return None
     if unusual:
         message = (
-            f"the last hour cost far more than the week's mean hour: {_names(sorted(unusual))}; "
-            "sluice_cost_usd_total says of which model"
+            f"an hour cost far more than is usual: {_names(sorted(unusual))}; sluice_cost_usd_total says of which model"
         )
         return _finding(SPEND_UNUSUAL, True, "AboveBaseline", message)
     return _finding(SPEND_UNUSUAL, False, "Usual", "the last hour cost no more than usual")
@@ -128,7 +128,9 @@ def message_of(alert: Alert) -> str:
     """Return what an alert says to people."""
     spent = usd_text(alert.spent_usd_micros)
     if alert.kind == "Anomaly":
-        return f"{alert.budget} spent {spent} US dollars in the last hour, {alert.percent} % of the usual"
+        return (
+            f"{alert.budget} spent {spent} US dollars in the hour from {alert.window}, {alert.percent} % of the usual"
+        )
     limit = usd_text(alert.limit_usd_micros)
     return f"{alert.budget} has spent {spent} of {limit} US dollars in {alert.window}, past {alert.percent} %"
 

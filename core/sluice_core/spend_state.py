@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from sluice_core.alerts import Alert
 from sluice_core.budget import LedgerState, Mark
 
 FORMAT: Final = 1
@@ -37,6 +38,8 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True):
     hours: dict[str, dict[int, int]]
     alerts: dict[str, dict[str, int]]
     users: dict[str, dict[str, dict[str, int]]] = {}
+    pending: list[Alert] = []
+    at: float = 0.0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -82,7 +85,9 @@ def _pack(state: LedgerState) -> _Packed:
     for mark in state.marks:
         found.setdefault(mark.budget, {}).setdefault(mark.day, []).append((number[mark.instance], mark.usd_micros))
     marks = {name: {day: _columns(sorted(rows)) for day, rows in days.items()} for name, days in found.items()}
-    return _Packed(FORMAT, instances, marks, state.days, state.hours, state.alerts, state.users)
+    return _Packed(
+        FORMAT, instances, marks, state.days, state.hours, state.alerts, state.users, list(state.pending), state.at
+    )
 
 
 def _columns(rows: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
@@ -100,7 +105,13 @@ def _unpack(packed: _Packed) -> LedgerState:
                 mark = Mark(instance=packed.instances[number], budget=budget, day=day, usd_micros=usd_micros)
                 marks.append(mark)
     return LedgerState(
-        days=packed.days, hours=packed.hours, marks=tuple(marks), alerts=packed.alerts, users=packed.users
+        days=packed.days,
+        hours=packed.hours,
+        marks=tuple(marks),
+        alerts=packed.alerts,
+        users=packed.users,
+        pending=tuple(packed.pending),
+        at=packed.at,
     )
 
 

@@ -13,9 +13,10 @@ from typing import Final
 
 import msgspec
 
+from sluice_core.alerts import Alert
 from sluice_core.api.base import Value
 from sluice_core.api.quotaallocation import Budget
-from sluice_core.budget import Alert, Assessment, LedgerState, SpendLedger
+from sluice_core.budget import Assessment, LedgerState, SpendLedger
 from sluice_core.limits.accounts import budgets_of
 from sluice_core.snapshot import QuotaPolicy, Snapshot
 from sluice_core.sync import Exhausted, Spend, SpentShare, UserReport
@@ -34,10 +35,10 @@ MAX_PENDING: Final = 20_000
 
 
 class Told(Value, frozen=True, kw_only=True):
-    """An alert, and the quota and budget that it is about."""
+    """An alert, and the quota and budget that it is about; the budget is None if it is gone."""
 
     quota: str
-    budget: Budget
+    budget: Budget | None
     alert: Alert
 
 
@@ -54,6 +55,7 @@ class Spending:
         "_of_namespace",
         "_pending",
         "_shares",
+        "_unstored",
         "known",
         "users",
     )
@@ -70,6 +72,7 @@ class Spending:
         self._exhausted_at = float("-inf")
         self._ended: dict[str, float] = {}
         self._changed: set[str] = set()
+        self._unstored: dict[str, str] = {}  # alerts that nobody may hear of yet, with their quotas
 
     # --- what is in force -------------------------------------------------------------------------------------------
 
@@ -110,6 +113,16 @@ class Spending:
         """Return the quotas whose state has changed since the last time this was asked."""
         changed, self._changed = frozenset(self._changed), set()
         return changed
+
+    def merge(self, states: Mapping[str, LedgerState], unix_now: float) -> None:
+        """Take in what somebody else has stored meanwhile, before it is written over."""
+        for quota, state in states.items():
+            ledger = SpendLedger(state)
+            if quota in self._ledgers:
+                ledger.absorb(self._ledgers[quota], unix_now)
+            self._ledgers[quota] = ledger
+            self._changed.add(quota)
+        self._exhausted_at = float("-inf")
 
     def put_back(self, changes: Iterable[str]) -> None:
         """Count changes as not stored, because that failed."""
@@ -204,24 +217,55 @@ class Spending:
         ledger = self._ledgers.get(quota) or SpendLedger()
         return {name: ledger.assess(name, budget, unix_now) for name, budget in self.budgets(quota).items()}
 
-    def unusual(self, quota: str, unix_now: float) -> dict[str, int]:
-        """Return the budgets of a quota whose last hour was unusually expensive, in percent of the baseline."""
+    def unusual(self, quota: str, unix_now: float) -> frozenset[str]:
+        """Return the budgets of a quota whose last hour was, or present hour is, unusually expensive."""
         ledger = self._ledgers.get(quota)
         if ledger is None:
-            return {}
-        found = {name: ledger.anomaly_percent(name, unix_now) for name in self.budgets(quota)}
-        return {name: percent for name, percent in found.items() if percent is not None}
+            return frozenset()
+        return frozenset(name for name, each in self.budgets(quota).items() if ledger.unusual(name, each, unix_now))
 
-    def take_alerts(self, unix_now: float) -> tuple[Told, ...]:
-        """Return the alerts that are due, and count them as given: store the state before or right after telling."""
-        found: list[Told] = []
-        for quota, budgets in self._budgets.items():
+    # --- alerts: decided, stored, told ------------------------------------------------------------------------------
+
+    def decide_alerts(self, unix_now: float) -> None:
+        """Decide which alerts are due. They have to be stored before they are told."""
+        for quota, budgets in self._budgets.items() if self.known else ():
             ledger = self._ledgers.get(quota)
-            for name, budget in budgets.items() if ledger is not None and self.known else ():
-                alerts = ledger.take_alerts(name, budget, unix_now) if ledger is not None else ()
-                found.extend(Told(quota=quota, budget=budget, alert=alert) for alert in alerts)
-        self._changed.update(each.quota for each in found)
-        return tuple(found)
+            if ledger is None:
+                continue
+            before = {each.id for each in ledger.alerts.pending()}
+            news = [ledger.decide_alerts(name, budget, unix_now) for name, budget in budgets.items()]
+            if any(news):
+                self._changed.add(quota)
+                self._unstored |= {each.id: quota for each in ledger.alerts.pending() if each.id not in before}
+
+    def unstored_alerts(self) -> dict[str, str]:
+        """Return the alerts that are not stored yet, by id, with their quotas: for `alerts_stored`."""
+        return dict(self._unstored)
+
+    def alerts_stored(self, alerts: Iterable[str]) -> None:
+        """Learn that these alerts are stored."""
+        for alert_id in alerts:
+            self._unstored.pop(alert_id, None)
+
+    def untold(self) -> tuple[Told, ...]:
+        """Return the alerts that are stored and are to be told now."""
+        return tuple(
+            Told(quota=quota, budget=self.budgets(quota).get(alert.budget), alert=alert)
+            for quota, ledger in self._ledgers.items()
+            for alert in ledger.alerts.pending()
+            if alert.id not in self._unstored
+        )
+
+    def told(self, told: Told) -> None:
+        """Learn that an alert was told; it is not told again once that is stored."""
+        ledger = self._ledgers.get(told.quota)
+        if ledger is not None and ledger.alerts.told(told.alert.id):
+            self._changed.add(told.quota)
+
+    @property
+    def lost_alerts(self) -> int:
+        """Return how many alerts found no room among those that are to be told."""
+        return sum(ledger.alerts.lost for ledger in self._ledgers.values())
 
 
 def quota_of(budget: str) -> str:

@@ -30,8 +30,8 @@ class Events:
         self._wall = wall
         self._seen: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
-    async def tell(self, type_: ResourceType, about: ObjectMeta, reason: str, message: str, *, warning: bool) -> None:
-        """Write an event, or count it up if it was written before. A fault is logged; nothing waits for events."""
+    async def tell(self, type_: ResourceType, about: ObjectMeta, reason: str, message: str, *, warning: bool) -> bool:
+        """Write an event, or count it up if it was written before; tell whether it stands. A fault is logged."""
         now = self._wall()
         note = message[:MAX_NOTE_CHARACTERS]
         # Named by its content, so that a new leader counts up what the old one wrote instead of saying it again.
@@ -39,16 +39,17 @@ class Events:
         name = f"{about.name[:200].rstrip('.-')}.{digest}"
         count, told_at = self._seen.get(name, (0, 0.0))
         if count and now - told_at < REPEAT_SECONDS:
-            return
+            return True
         try:
             count = await self._write(type_, about, reason, note, name, warning, count)
         except ApiError as error:
             _log.warning("event_not_written", reason=reason, kind=type_.kind, error=str(error))
-            return
+            return False
         self._seen[name] = (count, now)
         self._seen.move_to_end(name)
         while len(self._seen) > MAX_REMEMBERED:
             self._seen.popitem(last=False)
+        return True
 
     async def _write(
         self, type_: ResourceType, about: ObjectMeta, reason: str, note: str, name: str, warning: bool, count: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 import structlog
@@ -28,15 +28,21 @@ _log = structlog.get_logger()
 
 
 class SpendStore:
-    """The ConfigMaps. Reads and writes; the caller holds what is in them."""
+    """The ConfigMaps. Reads and writes; the caller holds what is in them.
 
-    __slots__ = ("_clock", "_cluster", "_namespace", "_stored_at", "unreadable", "writes")
+    What is written replaces what was read or written last by this process, and nothing else: after any failure it is
+    not certain what is stored, so it has to be read again, by `reread`, and taken in before the next write.
+    """
+
+    __slots__ = ("_clock", "_cluster", "_namespace", "_stored_at", "_uncertain", "_versions", "unreadable", "writes")
 
     def __init__(self, cluster: Cluster, namespace: str, *, clock: Callable[[], float]) -> None:
         self._cluster = cluster
         self._namespace = namespace
         self._clock = clock
         self._stored_at = float("-inf")
+        self._versions: dict[str, str] = {}
+        self._uncertain: set[str] = set()
         self.unreadable = 0
         self.writes = 0
 
@@ -53,12 +59,27 @@ class SpendStore:
         Raises:
             ApiError: the API server did not say what is stored; nothing is known.
         """
+        return await self._read(SPEND_CONFIG_MAPS)
+
+    async def reread(self) -> dict[str, LedgerState]:
+        """Return by quota what is stored where that is not certain.
+
+        Raises:
+            ApiError: the API server did not say what is stored.
+        """
+        return await self._read(sorted(self._uncertain)) if self._uncertain else {}
+
+    async def _read(self, names: Iterable[str]) -> dict[str, LedgerState]:
         found: dict[str, LedgerState] = {}
-        for name in SPEND_CONFIG_MAPS:
+        for name in names:
             try:
                 stored = await self._cluster.get(CONFIG_MAPS, self._namespace, name)
             except NotFoundError:
+                self._versions.pop(name, None)
+                self._uncertain.discard(name)
                 continue
+            self._versions[name] = stored["metadata"]["resourceVersion"]
+            self._uncertain.discard(name)
             try:
                 text = (stored.get("binaryData") or {}).get(STATE_KEY) or ""
                 found.update(decode_states(base64.b64decode(text, validate=True)) if text else {})
@@ -77,17 +98,20 @@ class SpendStore:
                 await self._write(name, body)
             except ApiError as error:
                 _log.warning("spend_not_stored", config_map=name, error=str(error))
+                self._uncertain.add(name)
                 failed |= {quota for quota in changed if shard_of(quota) == name}
         return frozenset(failed)
 
     async def _write(self, name: str, body: bytes) -> None:
         if len(body) > MAX_STATE_BYTES:
             raise ApiError(413, "TooLarge", f"{len(body)} bytes")
+        known = {"resourceVersion": self._versions[name]} if name in self._versions else {}
         content = {
-            "metadata": {"labels": RELEASE_LABELS},
+            "metadata": {"labels": RELEASE_LABELS, **known},
             "binaryData": {STATE_KEY: base64.b64encode(body).decode()},
         }
-        await self._cluster.apply(CONFIG_MAPS, self._namespace, name, content)
+        stored = await self._cluster.apply(CONFIG_MAPS, self._namespace, name, content)
+        self._versions[name] = stored["metadata"]["resourceVersion"]
         self.writes += 1
 
 

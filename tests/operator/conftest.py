@@ -222,11 +222,14 @@ class ApiServer(kmock.KubernetesScaffold):
         return self._store(key, before, after)
 
     def _apply(self, type_: ResourceType, key: Key, data: Json, manager: str, force: bool) -> Json:
-        owned = {name: value for name, value in data.items() if name in ("data", "spec", "type")}
+        owned = {name: value for name, value in data.items() if name in ("data", "binaryData", "spec", "type")}
         if "labels" in data["metadata"]:
             owned["metadata"] = {"labels": data["metadata"]["labels"]}
         last = self.applied.get((key, manager), {})
         before = self.stored.get(key)
+        version = data["metadata"].get("resourceVersion")
+        if version and (before is None or before["metadata"]["resourceVersion"] != version):
+            raise RefusalError(409, "Conflict", "the object has been modified")
         if before is None:
             answer = self._create(type_, key, data)
         else:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from sluice_core.sync import PodRef, Spend, SyncRequest, SyncResponse
 from sluice_operator import alerts as alerts_module
-from sluice_operator.alerts import MAX_IN_HAND, AlertCalls
+from sluice_operator.alerts import GIVE_UP_SECONDS, LATER_SECONDS, MAX_IN_HAND, MOST_LATER_SECONDS, AlertCalls
 from sluice_operator.budgets import Budgets
 from sluice_operator.cluster import Cluster
 from sluice_operator.events import Events
@@ -73,6 +74,12 @@ class Replica:
         await self.observer.relist()
         await self.reconciler.lead()
 
+    async def told(self) -> None:
+        """Do rounds until what has to be told is, and that is stored."""
+        await self.round()
+        await self.calls.idle()
+        await self.round()
+
     def report(self, usd: float, instance: str = "a", sequence: int = 1, **fields: Any) -> SyncResponse:
         """Report what a process has spent today since it began."""
         spend = Spend(budget=CHAT, window=TODAY, usd_micros=round(usd * 1e6))
@@ -85,15 +92,18 @@ class Listener:
 
     def __init__(self) -> None:
         self.heard: list[dict[str, Any]] = []
+        self.keys: list[str] = []
         self.statuses: list[int] = []
         self.hang = False
         self.url = ""
 
     async def reply(self, request: web.Request) -> web.Response:
+        self.heard.append(await request.json())
+        self.keys.append(request.headers["Idempotency-Key"])
         if self.hang:
             await asyncio.Event().wait()
-        self.heard.append(await request.json())
-        return web.Response(status=self.statuses.pop(0) if self.statuses else 204)
+        status = self.statuses.pop(0) if self.statuses else 204
+        return web.Response(status=status, headers={"Location": "/alerts/secret-token"} if status == 307 else {})
 
 
 @pytest.fixture
@@ -208,14 +218,13 @@ async def test_each_mark_is_told_once_by_event_and_call(api: Any, replica: Any, 
     first = replica()
     await first.round()
     first.report(6)
-    await first.round()
-    await first.round()
+    await first.told()
     second = replica()
     await second.round()
     second.report(11, sequence=2)
-    await second.round()
-    await first.calls.idle()
-    await second.calls.idle()
+    await second.told()
+    third = replica()
+    await third.told()
 
     assert sorted(reasons(api)) == ["BudgetAlert", "BudgetExhausted"]
     assert [(each["budget"], each["percent"], each["spentUSD"]) for each in listener.heard] == [
@@ -250,16 +259,147 @@ async def test_an_address_that_fails_is_tried_again_and_holds_nobody_up(
     assert "BudgetExhausted" in reasons(api)
 
 
+class KilledError(BaseException):
+    """The process ends here."""
+
+
+STEPS = {
+    "decided, not stored": (SpendStore, "save", False, 1),
+    "stored, nobody told": (Events, "tell", False, 1),
+    "event written, not called": (AlertCalls, "over", False, 1),
+    "called, that is not stored": (SpendStore, "save", False, 2),
+    "all of it stored": (SpendStore, "save", True, 2),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_leader_killed_at_any_step_loses_no_alert(
+    api: Any, replica: Any, listener: Listener, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The next one tells it, again if need be, under the same id and in the same words; and then nobody does."""
+    owner, name, after, at = STEPS[step]
+    real, calls = getattr(owner, name), 0
+
+    def dies(self: Any, *arguments: Any, **fields: Any) -> Any:
+        nonlocal calls
+        about_alert = name != "tell" or "Budget" in arguments[2]
+        calls += about_alert and bool(name != "save" or arguments[1])
+        if calls < at or not about_alert:
+            return real(self, *arguments, **fields)
+        if not after:
+            raise KilledError
+
+        async def finish() -> None:
+            await real(self, *arguments, **fields)
+            raise KilledError
+
+        return finish()
+
+    first = replica()
+    await first.round()
+    monkeypatch.setattr(owner, name, dies)
+    first.report(6)
+    with pytest.raises(KilledError):
+        await first.told()
+    monkeypatch.setattr(owner, name, real)
+    await first.calls.close()
+
+    second = replica()
+    await second.round()
+    second.report(6, sequence=2)
+    await second.told()
+    third = replica()
+    await third.told()
+    assert reasons(api) == ["BudgetAlert"]
+    assert 1 <= len(listener.heard) <= 2
+    assert all(each == listener.heard[0] for each in listener.heard)
+    assert set(listener.keys) == {listener.heard[0]["id"]}
+    if step == "all of it stored":
+        assert len(listener.heard) == 1
+
+
+async def test_an_address_that_is_down_for_long_hears_of_it_later(api: Any, replica: Any, listener: Listener) -> None:
+    """Also from the next leader, with longer and longer pauses; the others do not wait for it."""
+    listener.statuses = [500] * 7
+    first = replica()
+    await first.round()
+    first.report(6)
+    await first.round()
+    await first.calls.idle()
+    assert (first.calls.delivered, first.calls.failed, len(listener.heard)) == (0, 0, 3)
+    first.clock.advance(LATER_SECONDS)
+    await first.round()
+    await first.calls.idle()
+    assert len(listener.heard) == 6
+
+    second = replica()
+    await second.told()
+    assert (second.calls.delivered, len({each["id"] for each in listener.heard})) == (1, 1)
+    assert len(listener.heard) == 8
+
+
+@pytest.mark.parametrize("status", [307, 400, 410])
+async def test_an_address_that_does_not_want_it_is_left_alone(replica: Any, listener: Listener, status: int) -> None:
+    """A redirect is not followed, a refusal not repeated, not even by the next leader."""
+    listener.statuses = [status]
+    first = replica()
+    await first.round()
+    first.report(6)
+    await first.told()
+    assert (first.calls.failed, first.leader.spending.untold()) == (1, ())
+    second = replica()
+    await second.told()
+    assert len(listener.heard) == 1
+
+
+async def test_old_news_is_not_told_for_ever(replica: Any, listener: Listener) -> None:
+    """After some hours an alert that nobody took is given up."""
+    listener.statuses = [503] * 1000
+    first = replica()
+    await first.round()
+    first.report(6)
+    await first.told()
+    for _ in range(200):
+        first.clock.advance(MOST_LATER_SECONDS)
+        await first.told()
+        if not first.leader.spending.untold():
+            break
+    assert (first.calls.failed, first.leader.spending.untold()) == (1, ())
+    assert len(listener.heard) < 3 * (GIVE_UP_SECONDS / MOST_LATER_SECONDS + 8)
+
+
 async def test_alerts_under_way_are_bounded(listener: Listener, replica: Any) -> None:
-    """With too many addresses that hang, further alerts are counted as lost."""
+    """With too many addresses that hang, further alerts wait to be told."""
     listener.hang = True
     first = replica()
     await first.round()
     first.report(6)
-    (told,) = first.leader.spending.take_alerts(NOON)
-    for _ in range(MAX_IN_HAND + 3):
-        first.calls.send(told, NOON)
-    assert first.calls.failed == 3
+    await first.round()
+    (told,) = first.leader.spending.untold()
+    for number in range(MAX_IN_HAND + 3):
+        alert = msgspec.structs.replace(told.alert, id=str(number))
+        assert not first.calls.over(msgspec.structs.replace(told, alert=alert), NOON)
+    assert (len(first.calls._tasks), first.calls.failed) == (MAX_IN_HAND, 0)
+
+
+async def test_a_late_write_of_an_old_leader_is_taken_in_not_written_over(api: Any, replica: Any) -> None:
+    """Whoever writes replaces what it knows and nothing else; what each has counted is counted once."""
+    first = replica()
+    await first.round()
+    first.report(2)
+    first.report(1, instance="b")
+    await first.round()
+    second = replica()
+    await second.round()
+    first.report(6, sequence=2)  # the last that the old one hears and stores, when the new one has read already
+    await first.told()
+
+    second.report(2.5, sequence=3)
+    second.report(1.25, instance="b", sequence=3)
+    await second.round()
+    await second.round()
+    assert status(api)["allocations"][0]["spentTodayUSD"] == "7.25"
+    assert second.leader.spending.untold() == ()
 
 
 async def test_metrics_tell_of_money(api: Any, replica: Any, listener: Listener) -> None:
@@ -267,8 +407,7 @@ async def test_metrics_tell_of_money(api: Any, replica: Any, listener: Listener)
     first = replica()
     await first.round()
     first.report(6)
-    await first.round()
-    await first.calls.idle()
+    await first.told()
     await first.observer.relist()
     registry = CollectorRegistry()
     registry.register(ResourceMetrics(first.world.resources, lambda: True))

@@ -22,6 +22,7 @@ from sluice_core.compile import Compiled, Problem, ResourceId, Severity, compile
 from sluice_core.enforcement import Finding, message_of, reason_of, with_findings
 from sluice_core.rollout.observation import Plan
 from sluice_core.snapshot import Snapshot
+from sluice_core.spending import Told
 from sluice_core.sync import PodRef
 from sluice_operator.leader import Leader
 from sluice_operator.rollout_metrics import Decisions
@@ -61,6 +62,7 @@ class LocalPlane:
         self._keep = keep
         self.leader.lead(True, clock())
         self.events: deque[str] = deque(maxlen=MAX_EVENTS)
+        self._telling: tuple[Told, ...] = ()
         self._clock = clock
 
     async def close(self) -> None:
@@ -160,10 +162,14 @@ class LocalPlane:
     def _tell_alerts(self, now_unix: float) -> None:
         """Say which budgets have passed a mark, once that is kept. Nobody is called: that is the operator's part."""
         spending = self.leader.spending
-        told = spending.take_alerts(now_unix)
+        for each in self._telling:  # they were shown after the last round
+            spending.told(each)
+        spending.decide_alerts(now_unix)
         if spending.take_changes():
             self._keep()
-        for each in told:
+        spending.alerts_stored(spending.unstored_alerts())
+        self._telling = spending.untold()
+        for each in self._telling:
             self.events.append(f"{each.alert.budget}: {reason_of(each.alert)}: {message_of(each.alert)}")
 
     def _conditions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,11 +48,17 @@ def told(dev: DevProcess, what: str) -> int:
     return dev.printed.count(f"default/openai/chat: {what}: ")
 
 
+def kept(state: Path) -> bool:
+    """Tell whether all that was told is noted in the state file: until then the next run tells it once more."""
+    return not any(each.get("pending") for each in json.loads(state.read_text())["spending"].values())
+
+
 def test_money_survives_a_kill_and_alerts_come_once(begin: Callable[[], DevProcess], tmp_path: Path) -> None:
     """No alert is told twice by two runs, none is missing, and a budget that is spent stays so until its day ends."""
     first = begin()
     assert [call(first) for _ in range(3)] == [200] * 3
-    first.until(lambda: told(first, "BudgetAlert"), "the alert at 10 percent")
+    state = tmp_path / "state.json"
+    first.until(lambda: told(first, "BudgetAlert") and kept(state), "the alert at 10 percent")
     spent = spent_usd(first)
     assert spent == 0.15
     first.kill()
@@ -59,7 +66,7 @@ def test_money_survives_a_kill_and_alerts_come_once(begin: Callable[[], DevProce
     second = begin()
     second.until(lambda: spent_usd(second) >= spent, "what was spent before")
     second.until(lambda: call(second) == 429, "the end of the budget")
-    second.until(lambda: told(second, "BudgetExhausted"), "the alert at 100 percent")
+    second.until(lambda: told(second, "BudgetExhausted") and kept(state), "the alert at 100 percent")
     assert (told(second, "BudgetAlert"), told(second, "BudgetExhausted")) == (0, 1)
     spent = spent_usd(second)
     second.kill()
@@ -70,7 +77,6 @@ def test_money_survives_a_kill_and_alerts_come_once(begin: Callable[[], DevProce
     assert (told(third, "BudgetAlert"), told(third, "BudgetExhausted")) == (0, 0)
     third.kill()
 
-    state = tmp_path / "state.json"
     today = datetime.now(UTC).date()
     state.write_text(state.read_text().replace(today.isoformat(), (today - timedelta(days=1)).isoformat()))
     next_day = begin()
