@@ -114,7 +114,7 @@ class Meter(ABC):
 
     def forecast(self, ahead: int, amount: int, now: float) -> float | None:
         """Return when `amount` may be used if `ahead` is used first, or None if waiting cannot help."""
-        if not self.allowance.ceiling:
+        if not self.allowance.ceiling or not amount:
             return now
         if amount > self.allowance.largest():
             return None
@@ -159,6 +159,10 @@ class RateMeter(Meter):
     def used(self, now: float) -> int:
         return self.window.expire(now)
 
+    def fits(self, amount: int, now: float) -> bool:
+        # What uses nothing waits for nobody, be there debts or a smaller lease than what is in use.
+        return not amount or super().fits(amount, now)
+
     def take(self, amount: int, now: float) -> int:
         return self.window.take(amount, now)
 
@@ -167,7 +171,7 @@ class RateMeter(Meter):
         allowance, window = self.allowance, self.window
         if now >= window.newest_ends:
             window.expire(now)
-        if allowance.ceiling and window.used + amount > allowance.amount(now):
+        if allowance.ceiling and window.used + amount > allowance.amount(now) and amount:
             return None
         slot, amounts = window.newest, window.amounts
         amounts[slot] = amounts.get(slot, 0) + amount

@@ -168,6 +168,17 @@ def test_the_account_pays_the_floor_and_the_user_what_it_used() -> None:
     admit(admission, tokens=900, user="u", now=1.0)
 
 
+def test_what_uses_no_tokens_waits_for_none() -> None:
+    """Debts of other calls hold up whoever wants tokens, and neither an upload nor a list of models."""
+    admission = sole(policy(limits(tokens_per_minute=100), per_user=PER_USER))
+    admission.settle(admit(admission, tokens=50, user="u"), tokens=5000, usd_micros=None, now=0.0)
+    assert isinstance(admission.reserve(UP, Ask(tokens=1, user="v"), 1.0), Wait)
+    assert admission.check(UP, Ask(), 1.0) is None
+    assert admission.forecast(UP, Ask(), Ask(requests=0), 1.0) == 1.0
+    admit(admission, 1.0)
+    admit(admission, 1.0, user="u")
+
+
 def test_models_that_match_a_pattern_share_its_limit_and_others_do_not() -> None:
     """The most specific pattern applies, on top of the whole."""
     rows = (
