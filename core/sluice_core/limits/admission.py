@@ -163,6 +163,12 @@ class Admission:
             for meter in self._accounts[upstream].known_meters(ask):
                 meter.stop_waiting(ask.amounts[meter.unit])
 
+    def dismiss(self, upstream: str, now: float) -> None:
+        """Count a refused call that no capacity could help: too large, or its money is spent."""
+        account = self._accounts.get(upstream)
+        if account is not None:
+            account.refusals.take(1, now)
+
     def deny(self, upstream: str, ask: Ask, now: float) -> None:
         """Count a refused call, so that its demand is known to whoever leases capacity."""
         account = self._accounts.get(upstream)

@@ -100,7 +100,7 @@ class WaitingLine:
             case Admitted():
                 return answer
             case Refused():
-                self._admission.deny(waiter.upstream, waiter.ask, now)
+                self._admission.dismiss(waiter.upstream, now)
                 return answer
             case Wait():
                 return self._enter(waiter, answer, now)
@@ -125,7 +125,7 @@ class WaitingLine:
                 del self._waiting[waiting.id]
                 self._admission.stop_waiting(upstream, waiting.ask)
                 if isinstance(answer, Refused):
-                    self._admission.deny(upstream, waiting.ask, now)
+                    self._admission.dismiss(upstream, now)
                     outcomes.append(TimedOut(id=waiting.id, refusal=answer))
                 else:
                     waited = now - waiting.entered_at

@@ -305,6 +305,18 @@ def test_demand_of_those_who_wait_or_were_refused_is_reported() -> None:
     assert bench.admission.demands(0.1)[0].least == 0
 
 
+def test_what_no_capacity_could_help_is_no_demand() -> None:
+    """A call that is larger than the limit is refused and counted, but takes nothing from those that could go."""
+    bench = Bench(sole=False, tokens_per_minute=10_000)
+    for _ in range(50):
+        answer, _ = bench.answer(0.0, tokens=20_000, patience=30.0)
+        assert isinstance(answer, Refused)
+        assert answer.reason == "too_large"
+    demand = bench.admission.demands(0.0)[0]
+    assert (demand.wanted, demand.least) == (0, 0)
+    assert bench.admission.gauges(0.0)[0].refused == 50
+
+
 class _Action:
     SUBMIT, LEAVE, END, TIME = range(4)
 
