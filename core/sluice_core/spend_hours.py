@@ -50,13 +50,16 @@ class SpendHours:
         """Count what was spent between `since` and now: evenly, if that is longer than an hour."""
         hours = self._hours.setdefault(name, {})
         if not hours:
-            self._began[name] = max(since, unix_now - _BASELINE_HOURS * HOUR_SECONDS)
-        last = int(unix_now // HOUR_SECONDS)
-        first = max(int(since // HOUR_SECONDS), last - _BASELINE_HOURS) if unix_now - since > HOUR_SECONDS else last
-        each, rest = divmod(usd_micros, last - first + 1)
-        for hour in range(first, last + 1):
-            hours[hour] = hours.get(hour, 0) + each
-        hours[last] += rest
+            self._began[name] = since
+        last, rest = int(unix_now // HOUR_SECONDS), usd_micros
+        if unix_now - since > HOUR_SECONDS:
+            since = max(since, (last - _BASELINE_HOURS) * HOUR_SECONDS)
+            for hour in range(int(since // HOUR_SECONDS), last):
+                seconds = (hour + 1) * HOUR_SECONDS - max(since, hour * HOUR_SECONDS)
+                part = int(usd_micros * seconds / (unix_now - since))
+                hours[hour] = hours.get(hour, 0) + part
+                rest -= part
+        hours[last] = hours.get(last, 0) + rest
         while len(hours) > _BASELINE_HOURS + 2:
             del hours[min(hours)]
 
@@ -70,8 +73,9 @@ class SpendHours:
         start, present = unix_now - span, int(unix_now // HOUR_SECONDS)
         spent = 0.0
         for hour, usd_micros in hours.items():
-            part = 1.0 if hour == present else min(1.0, ((hour + 1) * HOUR_SECONDS - start) / HOUR_SECONDS)
-            spent += usd_micros * max(0.0, part)
+            ends = (hour + 1) * HOUR_SECONDS
+            part = 1.0 if hour == present else (ends - start) / (ends - max(began, hour * HOUR_SECONDS))
+            spent += usd_micros * min(1.0, max(0.0, part))
         return spent / span
 
     def reached_at(self, name: str, spent: int, limit: int, starts_at: float, unix_now: float) -> float:
