@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,16 +49,21 @@ def monotonic() -> float:
 
 
 class LeadingReports:
-    """Takes reports only while the Lease is surely held: what it grants, nobody else may grant."""
+    """Takes reports only while the Lease is surely held: what it grants, nobody else may grant.
 
-    def __init__(self, leader: Leader, leadership: Leadership) -> None:
+    `term` tells of which term of leadership the leader's memory is; that of an earlier one is out of date.
+    """
+
+    def __init__(self, leader: Leader, leadership: Leadership, term: Callable[[], int]) -> None:
         self._leader = leader
         self._leadership = leadership
+        self._term = term
 
     @property
     def leading(self) -> bool:
         """Tell whether this process may grant capacity at present."""
-        return self._leader.leading and self._leadership.leading
+        current = self._term() == self._leadership.term
+        return current and self._leader.leading and self._leadership.leading
 
     def report(self, request: SyncRequest) -> SyncResponse:
         """Take in one report and return the answer."""
@@ -132,7 +137,7 @@ class Operator:
             debounce_seconds=settings.debounce_seconds,
         )
         authenticator = TokenAuthenticator(self._cluster, clock=monotonic)
-        reports = LeadingReports(leader, self.leadership)
+        reports = LeadingReports(leader, self.leadership, lambda: self.loop.term)
         self._sync = SyncServer(reports, self.board, authenticator.authenticate)
         self.ports: dict[str, int] = {}
 

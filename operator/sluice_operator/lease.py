@@ -72,6 +72,8 @@ class Leadership:
         self._seen_at = 0.0
         self._turn = asyncio.Lock()
         self.transitions = 0
+        self.term = 0
+        """Which time of leading this is, by the Lease's own count: between two of them others may have led."""
         self.changed = changed or asyncio.Event()
 
     @property
@@ -144,6 +146,7 @@ class Leadership:
             return
         # Counted from before the request was sent: the standby's count cannot have begun earlier.
         self._renewed_at = started
+        self.term = 1 + (lease.spec.lease_transitions or 0 if lease is not None else 0)
 
     def _expired(self, spec: _LeaseSpec, now: float) -> bool:
         if not spec.holder_identity:

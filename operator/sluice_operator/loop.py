@@ -52,7 +52,8 @@ class Loop:
         self._clock = clock
         self._tick_seconds = tick_seconds
         self._debounce_seconds = debounce_seconds
-        self._led = False
+        self.term = 0
+        """The term of leadership that the fleet's memory is of, 0 while this process follows."""
         self.finished_at = clock()
 
     async def run(self) -> None:
@@ -72,8 +73,9 @@ class Loop:
             self.finished_at = self._clock()  # waiting for the API server is no reason to be restarted
             return
         leading = await self._leadership.confirm()
-        if leading != self._led:
-            self._led = leading
+        term = self._leadership.term if leading else 0
+        if term != self.term:  # begun, ended, or lost and taken again while this process was stopped
+            self.term = term
             self._fleet.lead(leading, self._clock())
             if leading:
                 self._reconciler.take_over()
@@ -86,7 +88,7 @@ class Loop:
 
     @property
     def _busy(self) -> bool:
-        return self._led and self._reconciler.busy
+        return self.term > 0 and self._reconciler.busy
 
     async def _pause(self) -> None:
         try:

@@ -125,6 +125,20 @@ async def test_a_standby_serves_policy_writes_nothing_and_takes_over(configurati
         await eventually(lambda: model_in_force(api) == "gpt-4.1-mini")
 
 
+async def test_whoever_led_before_forgets_what_it_granted_if_others_have_led_since(configuration, cluster, api, team):
+    """The Lease is its own again, but in between another one granted capacity that it knows nothing of."""
+    async with running(configuration, tick_seconds=0.2) as operator:
+        await eventually(lambda: operator.loop.term > 0)
+        first, known = operator.loop.term, operator.budgets._spending()
+        lease = await cluster.get(LEASES, "sluice-system", "sluice-operator")
+        lease["spec"] |= {"holderIdentity": "", "leaseTransitions": 5}  # another one led and gave it up
+        await cluster.replace(LEASES, "sluice-system", "sluice-operator", lease)
+        await operator.leadership.campaign()
+        assert operator.leadership.leading
+        await eventually(lambda: operator.loop.term > first)
+        assert operator.budgets._spending() is not known
+
+
 async def test_without_watches_the_listings_do(cluster, api, team, monkeypatch):
     """As long as no event comes the observer lists every few seconds; once events come, at the resync's pace."""
     monkeypatch.setattr("sluice_operator.observe.RESTART_SECONDS", 0.05)

@@ -89,6 +89,24 @@ async def test_a_stopped_process_learns_before_it_writes_that_it_was_replaced(ca
     assert not first.leading
 
 
+async def test_a_process_that_was_stopped_while_others_led_begins_another_term(campaigner, clock):
+    """What it remembers of the fleet is older than what they granted; a term that is only renewed stays the same."""
+    first, second = campaigner("a"), campaigner("b")
+    await first.campaign()
+    term = first.term
+    clock.advance(12.0)
+    await first.campaign()
+    assert (first.leading, first.term) == (True, term)
+    await second.campaign()
+    clock.advance(20.0)  # the first one is stopped
+    await second.campaign()
+    assert second.leading
+    await second.release()
+    await first.campaign()
+    assert first.leading
+    assert first.term > term > 0
+
+
 async def test_the_loser_of_a_race_for_the_lease_does_not_lead(campaigner, api):
     """A 409 on creation or renewal means that another one was faster."""
     api.fail(409, "AlreadyExists", method="post")
