@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Awaitable
 
 import msgspec
 
 from sluice_core.answer import Answer, read_answer
 from sluice_core.api.modelroute import Endpoint
-from sluice_core.api.upstream import Timeouts
 from sluice_core.classify import Failure, Scope, classify_response
 from sluice_core.records import Outcome
 from sluice_core.tap import StreamTap
 from sluice_sidecar.aside import LARGE_BYTES, aside
-from sluice_sidecar.headers import BadFieldError, Field, Fields, RequestFields, media_type
+from sluice_sidecar.headers import Fields, media_type
 from sluice_sidecar.transport import TransportError, UpstreamRequest, UpstreamResponse, UpstreamTransport
 
 MAX_WHOLE_BYTES = 64 * 1024 * 1024
@@ -28,22 +27,16 @@ HOLD_BYTES = 64 * 1024
 HOLD_SECONDS = 5.0
 """A stream's head is held back until its first content, so that a fallback before it stays invisible; not longer."""
 
+UNSENDABLE = Failure(outcome=Outcome.CONNECTION_ERROR, code="invalid_request", scope=Scope.UPSTREAM)
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+
+class Order(UpstreamRequest, frozen=True, kw_only=True):
     """What one attempt sends, and how its answer is read.
 
-    `ours` are the header fields that are added to the application's, or replace them. `reads` tells that the answer is
-    looked into; `strips_usage` that its usage event is only there because we asked;
+    `reads` tells that the answer is looked into; `strips_usage` that its usage event is only there because we asked;
     `edited` names the request members that we set.
     """
 
-    method: str
-    url: str
-    fields: RequestFields
-    ours: Sequence[Field]
-    body: bytes | AsyncIterator[bytes] | None
-    timeouts: Timeouts
-    content_length: int | None
     endpoint: Endpoint
     reads: bool
     strips_usage: bool
@@ -119,22 +112,13 @@ def failure_of(error: TransportError) -> Failure:
 async def attempt(transport: UpstreamTransport, order: Order) -> Result:
     """Send the request once and return what came of it. The connection is closed unless the result holds it."""
     try:
-        request = UpstreamRequest(
-            method=order.method,
-            url=order.url,
-            lines=order.fields.lines(order.ours),
-            body=order.body,
-            timeouts=order.timeouts,
-            content_length=order.content_length,
-        )
-        response = await transport.send(request)
-    except BadFieldError:
-        return Failed(failure=failure_of(TransportError(Outcome.CONNECTION_ERROR, "invalid_request")))
+        response = await transport.send(order)
     except TransportError as error:
         return Failed(failure=failure_of(error))
     handed_over = False
     try:
-        result = await _receive(response, order)
+        received = _receive(response, order)
+        result = received if isinstance(received, Whole | Failed | Opaque) else await received
         handed_over = isinstance(result, Stream | Opaque)
         return result
     except TransportError as error:
@@ -144,10 +128,11 @@ async def attempt(transport: UpstreamTransport, order: Order) -> Result:
             response.release()
 
 
-async def _receive(response: UpstreamResponse, order: Order) -> Result:
+def _receive(response: UpstreamResponse, order: Order) -> Whole | Failed | Opaque | Awaitable[Result]:
+    """Return the answer, or what to await where it is not all there yet."""
     fields = response.fields
     if response.status >= 400:
-        return await _receive_error(response, order)
+        return _receive_error(response, order)
     if not order.reads or order.method == "HEAD":
         return Opaque(response=response)
     kind = media_type(fields.get("content-type", ""))
@@ -156,9 +141,9 @@ async def _receive(response: UpstreamResponse, order: Order) -> Result:
     if coding != "identity" and decoder is None:
         return Opaque(response=response)  # a coding that nobody asked for: better unread than broken
     if kind == "text/event-stream":
-        return await _hold(response, decoder, _tap(order))
+        return _hold(response, decoder, _tap(order))
     if kind in ("application/json", "text/html", "text/plain", ""):
-        return await _receive_whole(response, decoder, order)
+        return _receive_whole(response, decoder, order)
     return Opaque(response=response)
 
 
@@ -178,13 +163,25 @@ async def _receive_error(response: UpstreamResponse, order: Order) -> Result:
     return whole if failure is None else Failed(failure=failure, whole=whole)
 
 
-async def _receive_whole(response: UpstreamResponse, decoder: Decoder | None, order: Order) -> Result:
+def _receive_whole(
+    response: UpstreamResponse, decoder: Decoder | None, order: Order
+) -> Whole | Failed | Awaitable[Result]:
     body = response.take() if decoder is None else None
-    if body is None or not response.ended:  # as small as most, it came with its head
-        body = await _read(response, decoder, MAX_WHOLE_BYTES, body or b"")
+    if body is None or not response.ended or len(body) > LARGE_BYTES:
+        return _gather_whole(response, decoder, order, body or b"")
+    # As small as most, it came with its head.
+    return _as_read(response, body, read_answer(order.endpoint, response.status, body), decoded=False)
+
+
+async def _gather_whole(response: UpstreamResponse, decoder: Decoder | None, order: Order, begun: bytes) -> Result:
+    body = await _read(response, decoder, MAX_WHOLE_BYTES, begun)
     place = order.endpoint, response.status
     answer = read_answer(*place, body) if len(body) <= LARGE_BYTES else await aside(read_answer, *place, body)
-    whole = _whole(response, body, answer, decoded=decoder is not None)
+    return _as_read(response, body, answer, decoded=decoder is not None)
+
+
+def _as_read(response: UpstreamResponse, body: bytes, answer: Answer, *, decoded: bool) -> Whole | Failed:
+    whole = _whole(response, body, answer, decoded=decoded)
     return whole if answer.failure is None else Failed(failure=answer.failure, whole=whole)
 
 

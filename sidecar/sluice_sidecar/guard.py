@@ -28,7 +28,7 @@ from sluice_core.retry import (
 )
 from sluice_sidecar.admit import ask_for, check_input, name_account, refusal_of
 from sluice_sidecar.aside import LARGE_BYTES, aside
-from sluice_sidecar.attempt import Failed, Opaque, Result, Stream, Whole, attempt
+from sluice_sidecar.attempt import UNSENDABLE, Failed, Opaque, Result, Stream, Whole, attempt
 from sluice_sidecar.breakers import Pass
 from sluice_sidecar.call import Call
 from sluice_sidecar.deadlines import Deadlines
@@ -36,6 +36,7 @@ from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.gate import Passed
 from sluice_sidecar.governor import Governor
 from sluice_sidecar.grant import Grant
+from sluice_sidecar.headers import BadFieldError
 from sluice_sidecar.journey import Journey
 from sluice_sidecar.order import order_for
 from sluice_sidecar.plan import Plan, degraded_plan, smaller
@@ -299,6 +300,9 @@ class Guard:
         except TimeoutError:
             done = True
             return Failed(failure=TOO_LATE)
+        except BadFieldError:
+            done = True
+            return Failed(failure=UNSENDABLE)
         finally:
             if not done:
                 grant.abandoned()

@@ -19,6 +19,7 @@ def order_for(call: Call, plan: Plan, key: Key) -> Order:
 
     Raises:
         RefusedError: the body cannot be edited.
+        BadFieldError: a header field of the upstream's policy cannot be sent.
     """
     facts, upstream, model = call.facts, plan.upstream, call.model
     strips_usage = facts.usage_on_request and not facts.include_usage
@@ -31,8 +32,7 @@ def order_for(call: Call, plan: Plan, key: Key) -> Order:
     return Order(
         method=call.method,
         url=upstream.base + call.target.suffix,
-        fields=call.fields,
-        ours=our_fields(call, upstream, key),
+        lines=call.fields.lines(our_fields(call, upstream, key)),
         body=body if call.body_stream is None else call.body_stream,
         timeouts=upstream.policy.timeouts,
         content_length=call.body_length,
