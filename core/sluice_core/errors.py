@@ -13,6 +13,8 @@ code and the policy that decided.
 | request_too_large_for_limit | 429 | no | the call alone is larger than a limit, so that it can never be admitted |
 | queue_full | 429 | yes | the waiting line is full, or the wait would be longer than allowed |
 | circuit_open | 503 | yes | every target's breaker is open |
+| maintenance | 503 | no | the level of service in force is Maintenance |
+| degraded | 503 | no | the level of service in force has no answer for the call |
 | not_configured | 503 | yes | no policy has been read yet |
 | upstream_unreachable | 502 | yes | no connection to the upstream, or it was lost before an answer |
 | upstream_invalid_response | 502 | yes | what the upstream sent is no HTTP answer |
@@ -49,6 +51,8 @@ class RefusalCode(StrEnum):
     REQUEST_TOO_LARGE_FOR_LIMIT = "request_too_large_for_limit"
     QUEUE_FULL = "queue_full"
     CIRCUIT_OPEN = "circuit_open"
+    MAINTENANCE = "maintenance"
+    DEGRADED = "degraded"
     NOT_CONFIGURED = "not_configured"
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
     UPSTREAM_INVALID_RESPONSE = "upstream_invalid_response"
@@ -69,6 +73,8 @@ _STATUS_AND_WAITING: dict[RefusalCode, tuple[int, bool]] = {
     RefusalCode.REQUEST_TOO_LARGE_FOR_LIMIT: (429, False),
     RefusalCode.QUEUE_FULL: (429, True),
     RefusalCode.CIRCUIT_OPEN: (503, True),
+    RefusalCode.MAINTENANCE: (503, False),
+    RefusalCode.DEGRADED: (503, False),
     RefusalCode.NOT_CONFIGURED: (503, True),
     RefusalCode.UPSTREAM_UNREACHABLE: (502, True),
     RefusalCode.UPSTREAM_INVALID_RESPONSE: (502, True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from sluice_core.api.base import Value
+from sluice_core.api.degradation import Cause, Level
 from sluice_core.api.modelroute import Endpoint
 from sluice_core.api.quotaallocation import Mode, Priority
 from sluice_core.usage import Usage
@@ -83,6 +84,8 @@ class CallRecord(Value, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
     fallback: int | None = None
     degraded: bool = False
+    level: Level | None = None
+    level_cause: Cause | None = None
     client_retry: int = 0
     queue_ms: float = 0.0
     duration_ms: float = 0.0

@@ -24,6 +24,7 @@ from sluice_sidecar.governor import Governor
 from sluice_sidecar.guard import Granted, Guard, Static
 from sluice_sidecar.headers import Field, RequestFields
 from sluice_sidecar.intake import identify, read
+from sluice_sidecar.ladder import decision
 from sluice_sidecar.realtime import serve_websocket
 from sluice_sidecar.relay import relay_opaque, relay_stream, relay_whole
 from sluice_sidecar.settle import price
@@ -287,8 +288,7 @@ def _own_fields(call: Call) -> list[Field]:
     if call.queue_seconds:
         fields.append(("x-sluice-queue-ms", str(round(call.queue_seconds * 1000))))
     if call.degraded:
-        quota = call.quota.key if call.quota is not None else ""
-        fields.append(("x-sluice-decision", f'degraded; code=budget_exceeded; policy="{quota}"'))
+        fields.append(("x-sluice-decision", decision(call)))
     if call.shrunk is not None:
         fields.append(("x-sluice-decision", "input_shrunk; code=context_length_exceeded"))
     return fields

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from sluice_core.api.modelroute import Endpoint
 from sluice_core.api.quotaallocation import Budget
+from sluice_core.ladder import Standing
 from sluice_core.records import Attempt, CallRecord, Outcome, milliseconds
 from sluice_core.request import RequestFacts
 from sluice_core.retry import client_retry
@@ -101,6 +102,7 @@ class Call:
         "served_model",
         "service_tier",
         "shrunk",
+        "standing",
         "started",
         "status",
         "streamed_deltas",
@@ -169,6 +171,7 @@ class Call:
         self.allocation: AllocationPolicy | None = None
         self.budgets: Mapping[str, Budget] = _NO_BUDGETS
         self.degraded = False
+        self.standing: Standing | None = None
         self.queue_seconds = 0.0
         self.task: asyncio.Task[None] | None = None
         self.sent = False
@@ -211,7 +214,7 @@ class Call:
         """Return the decision record, at the end of the call."""
         facts, assignment, rule, allocation = self.facts, self.assignment, self.rule, self.allocation
         split = rule.split if rule is not None else None
-        first_token_at = self.first_token_at
+        first_token_at, standing = self.first_token_at, self.standing
         client_request_id = self.fields.first.get("x-client-request-id")
         return CallRecord(
             call_id=self.id,
@@ -249,6 +252,8 @@ class Call:
             attempts=tuple(self.attempts),
             fallback=self.fallback,
             degraded=self.degraded,
+            level=standing.level if standing is not None else None,
+            level_cause=standing.cause if standing is not None else None,
             client_retry=self.client_retry,
             queue_ms=milliseconds(self.queue_seconds) if self.queue_seconds else 0.0,
             duration_ms=milliseconds(self.ended - self.started),

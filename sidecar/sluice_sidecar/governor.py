@@ -149,7 +149,8 @@ class Governor:
             unix_now = time.time()
             ledger.report(self.instance, self.spends.export(), unix_now)
             exhausted = ledger.exhausted(budgets, unix_now)
-            self.admission.apply_exhausted(exhausted, now=self.clock(), unix_now=unix_now)
+            shares = ledger.shares(budgets, unix_now)
+            self.admission.apply_exhausted(exhausted, shares, now=self.clock(), unix_now=unix_now)
 
     def _adopt(self, *, again: bool = False) -> None:
         snapshot = self.source.current(self.clock())
@@ -266,7 +267,7 @@ class Governor:
         self.admission.apply_leases(answer.leases, sent_at=sent_at)
         self.admission.apply_users(answer.users, sequence=answer.sequence, sent_at=sent_at, now=now)
         if answer.exhausted is not None:  # else the control plane does not know
-            self.admission.apply_exhausted(answer.exhausted, now=now, unix_now=time.time())
+            self.admission.apply_exhausted(answer.exhausted, answer.spent, now=now, unix_now=time.time())
         self.gate.pump()
 
     def pushed(self, snapshot: bytes) -> None:
@@ -315,7 +316,7 @@ def _models_named(policy: PodPolicy) -> set[str]:
     for upstream in policy.upstreams.values():
         named = [price.model for price in upstream.prices] + [limit.model for limit in upstream.model_limits]
         models.update(model for model in named if not model.endswith("*"))
-    for _, allocation in policy.quotas.values():
-        if allocation.budget is not None and allocation.budget.degrade_to is not None:
-            models.add(allocation.budget.degrade_to.model)
+    for quota, allocation in policy.quotas.values():
+        written = [each for one in (quota, allocation) for each in (one.budget, one.degradation) if each is not None]
+        models.update(each.degrade_to.model for each in written if each.degrade_to is not None)
     return {model for model in models if model}

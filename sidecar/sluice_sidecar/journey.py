@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sluice_core.api.modelroute import Endpoint
-from sluice_core.errors import RefusalCode, refuse
+from sluice_core.errors import Refusal, RefusalCode, refuse
 from sluice_core.records import Outcome
 from sluice_core.request import RequestFacts, peek
 from sluice_core.retry import NextFallback
@@ -22,7 +22,7 @@ _Smaller = tuple[bytes, RequestFacts]
 class Journey:
     """How far a call has come through its candidates, and what to say if none has an answer."""
 
-    __slots__ = ("_candidates", "_last", "_smaller", "attempts", "call", "given_up", "position")
+    __slots__ = ("_candidates", "_last", "_smaller", "_stopped", "attempts", "call", "given_up", "position")
 
     def __init__(self, call: Call, candidates: Candidates) -> None:
         self.call = call
@@ -31,6 +31,7 @@ class Journey:
         self.attempts = 0
         self.given_up = False
         self._last: RefusedError | None = None
+        self._stopped = True
         self._smaller: _Smaller | None = None
 
     def next_fallback(self) -> NextFallback:
@@ -64,15 +65,22 @@ class Journey:
 
         An open breaker in front of that target stands for its failures, and the arm must not look sound behind it.
         """
-        if self._last is None and refused.refusal.code == RefusalCode.CIRCUIT_OPEN:
+        stopped = refused.refusal.code == RefusalCode.CIRCUIT_OPEN
+        self._stopped = self._stopped and stopped
+        if self._last is None and stopped:
             self.call.arm_outcome = self.call.arm_outcome or Outcome.PROVIDER_ERROR
         self._last = self._last or refused
 
     def failed(self, failed: Failed, upstream: Upstream) -> None:
         """Keep a failure; it says more than a refusal does."""
+        self._stopped = False
         refusal = unanswered(failed.failure, upstream.policy.key)
         self._last = RefusedError(refusal, failed.failure.outcome, shown=failed.whole)
         self.call.arm_outcome = self.call.arm_outcome or failed.failure.outcome
+
+    def stopped(self) -> Refusal | None:
+        """Return the first refusal if breakers stopped every upstream, and nothing else was in the way."""
+        return self._last.refusal if self._stopped and self._last is not None else None
 
     def end(self) -> RefusedError:
         """Return what ends the call."""

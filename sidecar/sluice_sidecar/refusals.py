@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from sluice_core.api.degradation import Cause, Level
 from sluice_core.classify import Failure
 from sluice_core.errors import Refusal, RefusalCode, refuse
+from sluice_core.ladder import Standing
 from sluice_core.limits.decisions import Refused
 from sluice_core.limits.keys import Dimension, Layer
 from sluice_core.records import Outcome
@@ -44,6 +46,23 @@ _CODES = {
     Dimension.REQUESTS_DAY: RefusalCode.DAILY_LIMIT_EXCEEDED,
     Dimension.MONEY_DAY: RefusalCode.BUDGET_EXCEEDED,
 }
+
+
+_WHY = {
+    Cause.HAND: "set by hand",
+    Cause.BUDGET: "because of what is spent",
+    Cause.BREAKER: "because the upstream keeps failing",
+}
+
+
+def below_service(standing: Standing, policy: str, wait_seconds: float) -> Refusal:
+    """Return the refusal of a level of service that has no answer for a call. `policy` names quota and allocation."""
+    why = f"{standing.level.value}, {_WHY[standing.cause or Cause.HAND]}"
+    if standing.level is Level.MAINTENANCE:
+        code, message = RefusalCode.MAINTENANCE, f"The level of service is {why}: no calls are sent."
+    else:
+        code, message = RefusalCode.DEGRADED, f"The level of service is {why}: there is no answer for this call."
+    return refuse(code, f"{message} (Sluice policy {policy})", policy=policy, retry_after_seconds=wait_seconds)
 
 
 def circuit_open(upstream: str, wait_seconds: float) -> Refusal:

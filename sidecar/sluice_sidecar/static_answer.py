@@ -11,6 +11,9 @@ from sluice_core.api.modelroute import Endpoint
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
+HAVE_TEXT = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.RESPONSES})
+"""The operations whose answers can say something."""
+
 _encode = msgspec.json.encode
 _NO_CHAT_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 _NO_RESPONSE_USAGE = {

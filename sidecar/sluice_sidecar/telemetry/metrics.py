@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, ProcessCollector, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sluice_core.api.degradation import Level
 from sluice_core.records import CallRecord, Outcome
 from sluice_core.usage import Usage
 from sluice_sidecar.telemetry.series import AttemptCollector, CallCollector, CallSeries, Labels
@@ -28,7 +29,18 @@ class _Families:
         self.retries = counter("sluice_retries", "Attempts after the first, by the cause of it.", "upstream", "cause")
         self.fallbacks = counter("sluice_fallbacks", "Calls answered by a fallback.", "route")
         self.degraded = counter(
-            "sluice_degraded_calls", "Calls made cheaper because a budget is spent.", "quota", "allocation"
+            "sluice_degraded_calls",
+            "Calls made cheaper, or answered without an upstream, by the level of service.",
+            "quota",
+            "allocation",
+        )
+        self.levels = counter(
+            "sluice_level_calls",
+            "Calls that a level of service below Full concerned, refused ones included.",
+            "quota",
+            "allocation",
+            "level",
+            "cause",
         )
         self.refusals = counter("sluice_refusals", "Calls refused; in Shadow, that would be.", "policy", "mode")
         self.credential_errors = counter(
@@ -70,8 +82,8 @@ class Metrics:
         if record.usage is not None:
             _count_spending(series, record.usage, record.cost_usd_micros)
         self._attempts(record)
-        if record.degraded:
-            self._families.degraded.labels(record.quota or NONE, record.allocation or NONE).inc()
+        if record.level is not None:
+            self._below_full(record, record.level)
         if len(record.attempts) > 1 or record.fallback is not None or record.refused_by or record.would_refuse:
             self._exceptional(record)
         if record.client_retry:
@@ -120,6 +132,12 @@ class Metrics:
             self._attempted[name] = self._attempted.get(name, 0) + 1
             if attempt.outcome is Outcome.CREDENTIAL_ERROR:
                 self._families.credential_errors.labels(attempt.upstream, attempt.credential or NONE).inc()
+
+    def _below_full(self, record: CallRecord, level: Level) -> None:
+        place, cause = (record.quota or NONE, record.allocation or NONE), record.level_cause
+        self._families.levels.labels(*place, level.value, cause.value if cause is not None else NONE).inc()
+        if record.degraded:
+            self._families.degraded.labels(*place).inc()
 
     def _exceptional(self, record: CallRecord) -> None:
         for before, after in zip(record.attempts, record.attempts[1:], strict=False):
