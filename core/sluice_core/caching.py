@@ -42,6 +42,7 @@ class Obstacle(StrEnum):
     TOOLS = "tools"  # tools that the upstream runs itself
     REMOTE_INPUT = "remote_input"  # input that the upstream fetches from an address
     AUDIO = "audio"  # spoken answers
+    UPSTREAM = "upstream"  # the upstream of the rule is gone
     USER_KEY = "user_key"  # answers are kept apart by user, and the call names none
 
 

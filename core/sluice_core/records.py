@@ -8,6 +8,7 @@ from sluice_core.api.base import Value
 from sluice_core.api.degradation import Cause, Level
 from sluice_core.api.modelroute import Endpoint
 from sluice_core.api.quotaallocation import Mode, Priority
+from sluice_core.caching import CacheUse
 from sluice_core.usage import Usage
 
 
@@ -84,6 +85,8 @@ class CallRecord(Value, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
     fallback: int | None = None
     degraded: bool = False
+    cache: CacheUse | None = None
+    saved_usd_micros: int | None = None
     level: Level | None = None
     level_cause: Cause | None = None
     client_retry: int = 0

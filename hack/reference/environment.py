@@ -38,6 +38,10 @@ _SIDECAR = {
         "Before the first policy: `Hold` calls back, or `PassThrough` to the public API",
     ),
     "SLUICE_PORTS_FILE": ("", "File that is written with the ports once they listen, for port 0"),
+    "SLUICE_CACHE_BYTES": (
+        "`16777216`",
+        "Memory for answers that rules keep; streams that are being recorded may take as much again. 0 keeps none",
+    ),
     "TIKTOKEN_CACHE_DIR": ("", "Folder with tiktoken's vocabularies: input tokens are counted exactly"),
 }
 

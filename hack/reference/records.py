@@ -46,6 +46,8 @@ _CALL = {
     "would_refuse": "What would have refused it, in Shadow mode",
     "attempts": "Every try, in order, see below",
     "fallback": "Index of the fallback that answered, from 0",
+    "cache": "Where answers are kept: `Hit`, `Stale`, `Coalesced`, `Miss` or `Bypass`; also in `x-sluice-cache`",
+    "saved_usd_micros": "What the answer cost when it was first given, if it was given again",
     "degraded": "Whether the level of service made the call cheaper, or answered it without an upstream",
     "level": "Level of service, where it is below Full and concerned the call",
     "level_cause": "Why it is in force: `Hand`, `Budget` or `Breaker`",

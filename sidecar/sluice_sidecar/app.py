@@ -27,6 +27,7 @@ from sluice_sidecar.intake import identify, read
 from sluice_sidecar.ladder import decision
 from sluice_sidecar.realtime import serve_websocket
 from sluice_sidecar.relay import relay_opaque, relay_stream, relay_whole
+from sluice_sidecar.replay import Replay, relay_replay
 from sluice_sidecar.settle import price
 from sluice_sidecar.steering import Candidates
 from sluice_sidecar.target import BadTargetError, Target, parse
@@ -101,13 +102,16 @@ class Proxy:
         if is_websocket(request):
             return await self._websocket(call, request, candidates)
         work = self._fulfil(call, candidates)
-        await (self._outlive_client(call, work) if call.drains else work)
+        await (self._outlive_client(call, work) if call.outlives_client else work)
         return call.downstream.reply
 
     async def _fulfil(self, call: Call, candidates: Candidates) -> None:
         try:
-            answer = await self._guard.answer(call, candidates)  # 4. + 5. admitted, guarded, repeated by rule
-            await self._relay(call, answer)  # 6. bytes as they come
+            if candidates[0].cache is None:
+                answer = await self._guard.answer(call, candidates)  # 4. + 5. admitted, guarded, repeated by rule
+                await self._relay(call, answer)  # 6. bytes as they come
+            else:
+                await self._fulfil_once(call, candidates)
         except RefusedError as refused:
             await self._refuse(call, refused)
         except ClientGoneError:
@@ -116,6 +120,22 @@ class Proxy:
             await self._rescue(call, error)
         finally:
             self._leave(call)
+
+    async def _fulfil_once(self, call: Call, candidates: Candidates) -> None:
+        """Answer with what was kept, or with what an identical call gets, if there is such; else as any call."""
+        found = await self._governor.answers.find(call, candidates)
+        if isinstance(found, Replay):
+            await self._relay(call, found)
+            return
+        try:
+            answer = await self._guard.answer(call, found.candidates)
+            if isinstance(answer, Granted) and answer.failure is None:
+                found.take(answer.result, answer.grant)
+            await self._relay(call, answer)
+            if isinstance(answer, Granted):
+                found.finish(answer.result)
+        finally:
+            found.close()
 
     def _leave(self, call: Call) -> None:
         call.ended = call.clock()
@@ -166,12 +186,11 @@ class Proxy:
         call.answer_deadline = call.started + deadline_seconds(call.total_seconds, call.fields.first)
         return candidates
 
-    async def _relay(self, call: Call, answer: Granted | Static) -> None:
-        extra = _own_fields(call)
-        if isinstance(answer, Static):
-            call.status, call.outcome = 200, Outcome.SUCCESS
-            await call.downstream.send(200, "OK", [("Content-Type", answer.content_type), *extra], answer.body)
+    async def _relay(self, call: Call, answer: Granted | Static | Replay) -> None:
+        if not isinstance(answer, Granted):
+            await self._relay_own(call, answer)
             return
+        extra = _own_fields(call)
         grant, failure = answer.grant, answer.failure
         finished = False
         try:
@@ -193,6 +212,16 @@ class Proxy:
             grant.answered(call.status, call.usage, call.cost_usd_micros)
         else:
             grant.failed(failure, usage=call.usage, cost_usd_micros=call.cost_usd_micros)
+
+    async def _relay_own(self, call: Call, answer: Static | Replay) -> None:
+        """Show an answer that nothing was asked of an upstream for."""
+        if isinstance(answer, Replay):
+            self._governor.answers.give(call, answer)
+            await relay_replay(call, answer, _own_fields(call))
+            return
+        call.status, call.outcome = 200, Outcome.SUCCESS
+        fields = [("Content-Type", answer.content_type), *_own_fields(call)]
+        await call.downstream.send(200, "OK", fields, answer.body)
 
     async def _refuse(self, call: Call, refused: RefusedError) -> None:
         call.outcome = refused.outcome
@@ -216,9 +245,10 @@ class Proxy:
     # --- what is not a plain call
 
     async def _outlive_client(self, call: Call, work: Coroutine[None, None, None]) -> None:
-        """Go on reading an answer to its end after the application has gone, because its rule wants its usage known.
+        """Go on reading an answer to its end after the application has gone, because its rule wants its usage known, or
+        because others wait for the same answer.
 
-        A call that has not left yet ends with its application.
+        A call that has not left yet, and that nobody else waits for, ends with its application.
         """
         call.task = task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -227,7 +257,7 @@ class Proxy:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             call.abandoned = True
-            if not call.sent:
+            if not (call.awaited or (call.drains and call.sent)):
                 task.cancel()
             raise
 
@@ -289,6 +319,8 @@ def _own_fields(call: Call) -> list[Field]:
         fields.append(("x-sluice-queue-ms", str(round(call.queue_seconds * 1000))))
     if call.degraded:
         fields.append(("x-sluice-decision", decision(call)))
+    if call.sharing is not None and call.sharing.use is not None:
+        fields.append(("x-sluice-cache", call.sharing.header))
     if call.shrunk is not None:
         fields.append(("x-sluice-decision", "input_shrunk; code=context_length_exceeded"))
     return fields

@@ -7,9 +7,11 @@ import hashlib
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from sluice_core.api.modelroute import Endpoint
 from sluice_core.api.quotaallocation import Budget
+from sluice_core.caching import CacheUse, Obstacle, Wishes
 from sluice_core.ladder import Standing
 from sluice_core.records import Attempt, CallRecord, Outcome, milliseconds
 from sluice_core.request import RequestFacts
@@ -20,6 +22,9 @@ from sluice_core.usage import Usage
 from sluice_sidecar.downstream import Downstream
 from sluice_sidecar.headers import RequestFields
 from sluice_sidecar.target import Target
+
+if TYPE_CHECKING:
+    from sluice_sidecar.flight import Flight
 
 LONGEST_NAME = 128
 """Names that callers and upstreams choose are cut to so many characters in records."""
@@ -45,12 +50,37 @@ def _hash(namespace: str, key: str) -> str:
 _remembered_hash = lru_cache(maxsize=4096)(_hash)  # users come back
 
 
+class Sharing:
+    """What a call has to do with answers that are given again.
+
+    `key` is that of its answer, or why it has none; `use` what became of it, with a detail for the header; `flight`
+    what identical calls wait for if it is the first of them.
+    """
+
+    __slots__ = ("detail", "flight", "key", "saved_usd_micros", "use", "wishes")
+
+    def __init__(self, key: bytes | Obstacle, wishes: Wishes) -> None:
+        self.key = key
+        self.wishes = wishes
+        self.use: CacheUse | None = None
+        self.detail = ""
+        self.saved_usd_micros: int | None = None
+        self.flight: Flight | None = None
+
+    @property
+    def header(self) -> str:
+        """Return what the answer's header says of it."""
+        use = self.use.value.lower() if self.use is not None else ""
+        return f"{use}; {self.detail}" if self.detail else use
+
+
 class Call:
     """One call. Each stage of the pipeline fills in its part; `record` says it all at the end.
 
     `reads` tells that the answer is looked into: where something was generated, or a response is fetched;
     `keeps_authorization` that the application's own key goes upstream; `drains` that the upstream's answer is read to
-    its end when the application has gone; `client_retry` which retry of its own the application's SDK says this is.
+    its end when the application has gone, `outlives_client` that it may be, for others; `sharing` is set under a rule
+    that keeps answers; `client_retry` which retry of its own the application's SDK says this is.
     """
 
     __slots__ = (
@@ -88,6 +118,7 @@ class Call:
         "namespace",
         "opaque_body",
         "outcome",
+        "outlives_client",
         "queue_seconds",
         "quota",
         "reads",
@@ -101,6 +132,7 @@ class Call:
         "sent",
         "served_model",
         "service_tier",
+        "sharing",
         "shrunk",
         "standing",
         "started",
@@ -164,6 +196,8 @@ class Call:
         self.target_name: str | None = None
         self.keeps_authorization = False
         self.drains = False
+        self.outlives_client = False
+        self.sharing: Sharing | None = None
         self.total_seconds = 0.0
         self.assignment: Assignment | None = None
         self.arm_outcome: Outcome | None = None
@@ -206,6 +240,12 @@ class Call:
         return self.body_stream is None
 
     @property
+    def awaited(self) -> bool:
+        """Tell whether identical calls wait for the answer to this one."""
+        sharing = self.sharing
+        return sharing is not None and sharing.flight is not None and sharing.flight.followers > 0
+
+    @property
     def policy_name(self) -> str:
         """Return the rule that applies, as refusals name it."""
         return f"{self.route_key}/{self.rule.name}" if self.rule is not None else ""
@@ -213,6 +253,7 @@ class Call:
     def record(self) -> CallRecord:
         """Return the decision record, at the end of the call."""
         facts, assignment, rule, allocation = self.facts, self.assignment, self.rule, self.allocation
+        sharing = self.sharing
         split = rule.split if rule is not None else None
         first_token_at, standing = self.first_token_at, self.standing
         client_request_id = self.fields.first.get("x-client-request-id")
@@ -252,6 +293,8 @@ class Call:
             attempts=tuple(self.attempts),
             fallback=self.fallback,
             degraded=self.degraded,
+            cache=sharing.use if sharing is not None else None,
+            saved_usd_micros=sharing.saved_usd_micros if sharing is not None else None,
             level=standing.level if standing is not None else None,
             level_cause=standing.cause if standing is not None else None,
             client_retry=self.client_retry,

@@ -13,6 +13,7 @@ import structlog
 from sluice_core.api.modelroute import Authorization
 from sluice_core.api.quotaallocation import Budget
 from sluice_core.budget import SpendCounter, SpendLedger
+from sluice_core.caching import ANSWERED
 from sluice_core.limits.accounts import budgets_of
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.estimate import Estimator
@@ -26,6 +27,7 @@ from sluice_core.sync import SyncRequest, SyncResponse
 from sluice_sidecar.background import BackgroundResponses
 from sluice_sidecar.books import Books
 from sluice_sidecar.breakers import Breakers
+from sluice_sidecar.cache import Answers
 from sluice_sidecar.call import Call
 from sluice_sidecar.config import LabelSource, PolicySource
 from sluice_sidecar.credentials import Credentials
@@ -106,6 +108,7 @@ class Governor:
         self.reloads = 0
         self.sync: SyncChannel | None = None
         self.stores = Stores(self)
+        self.answers = Answers(self, settings.cache_bytes)
         self.instance = os.urandom(8).hex()
         self.records = records
         self._view: View | None = None
@@ -133,6 +136,7 @@ class Governor:
         self._adopt(again=relabelled)
         now = self.clock()
         self.pacing.tick(now)
+        self.answers.tidy(now)
         self.admission.begin_days(now, time.time())
         if self.settings.sync_url is None or (self.sync is not None and self.sync.error):
             self.admission.open_users(alone=self.settings.sync_url is None)
@@ -225,6 +229,8 @@ class Governor:
     def _count_for_arm(self, call: Call, record: CallRecord) -> None:
         assignment = call.assignment
         if assignment is None or record.split is None or record.split_revision is None:
+            return
+        if record.cache is not None and record.cache in ANSWERED:  # it says nothing about the version as it is now
             return
         name = (record.split, record.split_revision, assignment.arm)
         counter = self.counters.get(name)

@@ -38,11 +38,12 @@ from sluice_sidecar.governor import Governor
 from sluice_sidecar.grant import Grant
 from sluice_sidecar.headers import BadFieldError
 from sluice_sidecar.journey import Journey
-from sluice_sidecar.ladder import descend, economy, where_stopped
 from sluice_sidecar.order import order_for
 from sluice_sidecar.plan import Plan, degraded_plan, smaller
 from sluice_sidecar.refusals import circuit_open, no_credential
 from sluice_sidecar.relay import TOO_LATE
+from sluice_sidecar.replay import Replay
+from sluice_sidecar.spent import affordable, degradation
 from sluice_sidecar.static_answer import static_answer
 from sluice_sidecar.steering import Candidate, Candidates
 from sluice_sidecar.upstream import NO_KEY, Key, Upstream
@@ -81,31 +82,26 @@ class Guard:
         self._estimator = governor.estimator
         self._pacing = governor.pacing
 
-    async def answer(self, call: Call, candidates: Candidates) -> Granted | Static:
+    async def answer(self, call: Call, candidates: Candidates) -> Granted | Static | Replay:
         """Return the first answer worth showing.
 
         Raises:
             RefusedError: there is none, and the upstream said nothing that could be passed on.
         """
         if self._admission.degraded:
-            candidates = self._descend(call, candidates)
+            candidates = self._affordable(call, candidates)
         journey = Journey(call, candidates)
         for position, candidate in enumerate(candidates):
             journey.position = position
-            if candidate.static_message is not None:
-                found: Granted | Static | None = _static(call, candidate)
+            if candidate.upstream:
+                found: Granted | Static | Replay | None = await self._try(journey, candidate)
             else:
-                found = await self._try(journey, candidate)
+                found = candidate.replay or _static(call, candidate)
             if found is not None:
                 call.fallback = candidate.fallback
                 return found
             if journey.given_up:
                 break
-        if (stopped := journey.stopped()) is not None:
-            for candidate in where_stopped(call, self._admission, candidates, stopped):
-                call.fallback = candidate.fallback
-                if (fixed := _static(call, candidate)) is not None:
-                    return fixed
         raise journey.end()
 
     async def admit(self, call: Call, candidate: Candidate) -> Grant:
@@ -117,7 +113,7 @@ class Guard:
         upstream = self._governor.upstreams.get(candidate.upstream)
         if upstream is None:
             raise _gone()
-        self._descend(call, (candidate,))
+        self._affordable(call, (candidate,))
         plan = self._plan(call, candidate, upstream)
         ask = self._ask(call, plan, first=True)
         return self._walk_in(call, plan, ask, set()) or await self._line_up(call, plan, ask, set())
@@ -175,11 +171,11 @@ class Guard:
             case _:
                 assert_never(step)
 
-    def _descend(self, call: Call, candidates: Candidates) -> Candidates:
+    def _affordable(self, call: Call, candidates: Candidates) -> Candidates:
         upstream = self._governor.upstreams.get(candidates[0].upstream)
         if upstream is not None:
             self._name_account(call, candidates[0], upstream)
-        return descend(call, self._admission, candidates)
+        return affordable(call, self._admission, candidates)
 
     def _name_account(self, call: Call, candidate: Candidate, upstream: Upstream) -> Plan:
         plan = candidate.plan
@@ -194,7 +190,8 @@ class Guard:
         call.upstream, call.model = plan.key, candidate.model or call.facts.model
         if call.opaque_body:  # it goes as it is
             call.model = call.facts.model or candidate.model
-        if self._admission.degraded and (cheaper := economy(call, self._admission, plan.key)) is not None:
+        if self._admission.degraded and (cheaper := degradation(call, self._admission, plan.key)) is not None:
+            call.degraded = True
             call.model = cheaper.model or call.model
             plan = degraded_plan(plan, cheaper.max_output_tokens)
         return plan

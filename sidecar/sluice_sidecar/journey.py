@@ -39,7 +39,7 @@ class Journey:
         following = self._candidates[self.position + 1 : self.position + 2]
         if not following:
             return NextFallback.NONE
-        return NextFallback.STATIC if following[0].static_message is not None else NextFallback.UPSTREAM
+        return NextFallback.UPSTREAM if following[0].upstream else NextFallback.STATIC
 
     async def look_for_less(self) -> None:
         """Make the input smaller: once, and only if there is something to leave out."""

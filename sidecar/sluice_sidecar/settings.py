@@ -48,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     when_unconfigured: WhenUnconfigured = WhenUnconfigured.HOLD
     ports_file: Path | None = None
     vocabulary_dir: Path | None = None
+    cache_bytes: int = 16 * 1024 * 1024
 
 
 def load(environment: Mapping[str, str]) -> Settings:
@@ -76,6 +77,7 @@ def load(environment: Mapping[str, str]) -> Settings:
         when_unconfigured=_when_unconfigured(get("SLUICE_WHEN_UNCONFIGURED") or "Hold"),
         ports_file=_path(get("SLUICE_PORTS_FILE")),
         vocabulary_dir=_path(get("TIKTOKEN_CACHE_DIR")),
+        cache_bytes=_bytes("SLUICE_CACHE_BYTES", get("SLUICE_CACHE_BYTES") or "16777216"),
     )
 
 
@@ -128,6 +130,12 @@ def _seconds(variable: str, text: str) -> float:
     if not 0 <= seconds <= 86_400:
         raise SettingsError(f"{variable}: {text!r} is not a number of seconds between 0 and 86400")
     return seconds
+
+
+def _bytes(variable: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise SettingsError(f"{variable}: {text!r} is not a number of bytes, such as 16777216")
+    return int(text)
 
 
 def _yes_or_no(variable: str, text: str) -> bool:

@@ -3,38 +3,73 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sluice_core.api.modelroute import Authorization, OnClientDisconnect
+import msgspec
+
+from sluice_core.api.modelroute import Authorization, Cache, OnClientDisconnect
 from sluice_core.errors import RefusalCode, refuse
 from sluice_core.routing import NoRoute, Route, Router
 from sluice_core.selection import PodPolicy
-from sluice_core.snapshot import ArmPolicy
-from sluice_core.split import Arm, Assigner
+from sluice_core.snapshot import ArmPolicy, FallbackPolicy
+from sluice_core.split import Arm, Assigner, UserKeys
 from sluice_sidecar.call import Call
 from sluice_sidecar.errors import RefusedError
 
 if TYPE_CHECKING:
     from sluice_sidecar.plan import Plan
+    from sluice_sidecar.replay import Replay
 
 TOTAL_SECONDS = 60.0
 """How long a call may take whose first target has no upstream."""
 
 
+class StalePlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where in a rule's candidates an earlier answer is tried: before which of them, as which fallback, of what age."""
+
+    before: int
+    fallback: int
+    max_age_seconds: float
+
+
+class CacheRule:
+    """How the answers to a rule's calls are given again. `keep_seconds` is for how long they are of any use."""
+
+    __slots__ = ("coalesce", "keep_seconds", "stale", "ttl_seconds", "user_keys")
+
+    def __init__(self, policy: Cache, fallbacks: Sequence[FallbackPolicy]) -> None:
+        self.ttl_seconds = float(policy.ttl_seconds)
+        self.coalesce = policy.coalesce
+        self.user_keys = UserKeys(policy.user_key) if policy.user_key else None
+        stale, before = [], 1
+        for position, each in enumerate(fallbacks):
+            if each.cached_max_age_seconds is None:
+                before += 1
+            else:
+                age = float(each.cached_max_age_seconds)
+                stale.append(StalePlace(before=before, fallback=position, max_age_seconds=age))
+        self.stale = tuple(stale)
+        self.keep_seconds = max(self.ttl_seconds, *(place.max_age_seconds for place in stale), 0.0)
+
+
 class Candidate:
-    """One thing to try: a model of an upstream, or a fixed answer. `fallback` is its place among the fallbacks.
+    """One thing to try: a model of an upstream, or else, with an empty `upstream`, an earlier answer or a fixed one.
 
     `arm` is the version whose instructions and overrides apply; a fallback keeps them, but brings its own model.
-    `plan` is how it is tried, worked out by the first call that does.
+    `fallback` is its place among the fallbacks. `plan` is how it is tried, worked out by the first call that does.
+    `cache` is set for a rule's target if its answers are kept, `replay` for an earlier answer.
     """
 
     __slots__ = (
         "arm",
+        "cache",
         "fallback",
         "max_input_tokens",
         "max_output_tokens",
         "model",
         "plan",
+        "replay",
         "static_message",
         "upstream",
     )
@@ -57,6 +92,8 @@ class Candidate:
         self.max_input_tokens = route.limits.max_input_tokens
         self.max_output_tokens = route.limits.max_output_tokens
         self.plan: Plan | None = None
+        self.cache: CacheRule | None = None
+        self.replay: Replay | None = None
 
 
 Candidates = tuple[Candidate, ...]
@@ -65,7 +102,16 @@ Candidates = tuple[Candidate, ...]
 class _Course:
     """What the calls of one rule and target have in common."""
 
-    __slots__ = ("assigner", "by_arm", "drains", "keeps_authorization", "route", "total_seconds", "without_arm")
+    __slots__ = (
+        "assigner",
+        "by_arm",
+        "drains",
+        "keeps_authorization",
+        "outlives_client",
+        "route",
+        "total_seconds",
+        "without_arm",
+    )
 
     def __init__(self, route: Route, policy: PodPolicy) -> None:
         rule, split = route.rule, route.split
@@ -74,6 +120,8 @@ class _Course:
         self.total_seconds = float(upstream.timeouts.total_seconds) if upstream is not None else TOTAL_SECONDS
         self.keeps_authorization = rule is not None and rule.authorization is Authorization.APPLICATION
         self.drains = rule is not None and rule.on_client_disconnect is OnClientDisconnect.DRAIN
+        cache = rule.cache if rule is not None else None
+        self.outlives_client = self.drains or (cache is not None and cache.coalesce)
         self.without_arm = _candidates(route, None)
         self.assigner: Assigner | None = None
         self.by_arm: dict[Arm, Candidates] = {}
@@ -107,6 +155,7 @@ class Steering:
             course = self._courses[id(found)] = _Course(found, self._policy)
         call.route_key, call.rule, call.target_name = found.route, found.rule, found.target.name
         call.keeps_authorization, call.drains = course.keeps_authorization, course.drains
+        call.outlives_client = course.outlives_client
         call.total_seconds = course.total_seconds
         if course.assigner is None or not call.generating:
             return course.without_arm
@@ -122,6 +171,8 @@ def _no_route() -> RefusedError:
 def _candidates(route: Route, arm: ArmPolicy | None) -> Candidates:
     model = (arm.model if arm is not None else None) or route.target.model
     first = Candidate(route, arm, upstream=route.target.upstream, model=model)
+    if route.rule is not None and route.rule.cache is not None:
+        first.cache = CacheRule(route.rule.cache, route.fallbacks)
     fallbacks = (
         Candidate(
             route,
@@ -132,5 +183,6 @@ def _candidates(route: Route, arm: ArmPolicy | None) -> Candidates:
             fallback=position,
         )
         for position, each in enumerate(route.fallbacks)
+        if each.cached_max_age_seconds is None
     )
     return (first, *fallbacks)
