@@ -6,7 +6,7 @@ the next call that fits. Whatever makes no sense is ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sluice_core.api.base import Value
 from sluice_core.classify import duration_seconds
@@ -46,6 +46,20 @@ def read_limits(headers: Mapping[str, str]) -> tuple[ObservedLimit, ...]:
             ObservedLimit(dimension=dimension, limit=limit, remaining=min(remaining, limit), reset_seconds=reset)
         )
     return tuple(found)
+
+
+def refill_seconds(limits: Iterable[ObservedLimit], tokens: int) -> float | None:
+    """Return how long it takes until a call of so many tokens has room under these limits; None if it has, or unknown.
+
+    A limit fills evenly: what was used of it is back after `reset_seconds`.
+    """
+    longest: float | None = None
+    for limit in limits:
+        short = (tokens if limit.dimension.endswith("tokens") else 1) - limit.remaining
+        used = limit.limit - limit.remaining
+        if short > 0 and used > 0 and limit.reset_seconds is not None:
+            longest = max(longest or 0.0, limit.reset_seconds * min(1.0, short / used))
+    return longest
 
 
 def _whole(text: str | None) -> int | None:

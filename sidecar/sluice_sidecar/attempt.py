@@ -11,6 +11,7 @@ import msgspec
 from sluice_core.answer import Answer, read_answer
 from sluice_core.api.modelroute import Endpoint
 from sluice_core.classify import Failure, Scope, classify_response
+from sluice_core.ratelimit_headers import read_limits, refill_seconds
 from sluice_core.records import Outcome
 from sluice_core.tap import StreamTap
 from sluice_sidecar.aside import LARGE_BYTES, aside
@@ -107,6 +108,17 @@ def failure_of(error: TransportError) -> Failure:
     unreachable = error.outcome is Outcome.CONNECTION_ERROR or error.code == "connect_timeout"
     scope = Scope.UPSTREAM if unreachable else Scope.MODEL
     return Failure(outcome=error.outcome, code=error.code, scope=scope)
+
+
+def with_refill(failed: Failed, tokens: int) -> Failed:
+    """Return the failure with a time to wait for, where a 429 names none: until the limits have room for `tokens`."""
+    failure, whole = failed.failure, failed.whole
+    if failure.outcome is not Outcome.THROTTLED or failure.retry_after_seconds is not None or whole is None:
+        return failed
+    seconds = refill_seconds(read_limits(whole.fields), tokens)
+    if seconds is None:
+        return failed
+    return Failed(failure=msgspec.structs.replace(failure, retry_after_seconds=seconds), whole=whole)
 
 
 async def attempt(transport: UpstreamTransport, order: Order) -> Result:

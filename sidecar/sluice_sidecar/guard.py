@@ -11,6 +11,7 @@ from typing import assert_never
 
 import msgspec
 
+from sluice_core.api.quotaallocation import Mode
 from sluice_core.breaker import Rejected
 from sluice_core.classify import Failure
 from sluice_core.errors import RefusalCode, refuse
@@ -19,6 +20,7 @@ from sluice_core.records import Outcome
 from sluice_core.retry import (
     Fallback,
     GiveUp,
+    NextFallback,
     Retry,
     RotateKey,
     ShrinkAndRetry,
@@ -26,9 +28,10 @@ from sluice_core.retry import (
     Step,
     next_step,
 )
+from sluice_core.retry_after import Hold
 from sluice_sidecar.admit import ask_for, check_input, name_account, refusal_of
 from sluice_sidecar.aside import LARGE_BYTES, aside
-from sluice_sidecar.attempt import UNSENDABLE, Failed, Opaque, Result, Stream, Whole, attempt
+from sluice_sidecar.attempt import UNSENDABLE, Failed, Opaque, Result, Stream, Whole, attempt, with_refill
 from sluice_sidecar.breakers import Pass
 from sluice_sidecar.call import Call
 from sluice_sidecar.deadlines import Deadlines
@@ -37,13 +40,13 @@ from sluice_sidecar.gate import Passed
 from sluice_sidecar.governor import Governor
 from sluice_sidecar.grant import Grant
 from sluice_sidecar.headers import BadFieldError
+from sluice_sidecar.hold import HeldError, Waiters
 from sluice_sidecar.journey import Journey
+from sluice_sidecar.ladder import descend, economy, where_stopped
 from sluice_sidecar.order import order_for
 from sluice_sidecar.plan import Plan, degraded_plan, smaller
 from sluice_sidecar.refusals import circuit_open, no_credential
 from sluice_sidecar.relay import TOO_LATE
-from sluice_sidecar.replay import Replay
-from sluice_sidecar.spent import affordable, degradation
 from sluice_sidecar.static_answer import static_answer
 from sluice_sidecar.steering import Candidate, Candidates
 from sluice_sidecar.upstream import NO_KEY, Key, Upstream
@@ -81,27 +84,34 @@ class Guard:
         self._breakers = governor.breakers
         self._estimator = governor.estimator
         self._pacing = governor.pacing
+        self._holds = governor.pacing.holds
+        self._waiters = Waiters()
 
-    async def answer(self, call: Call, candidates: Candidates) -> Granted | Static | Replay:
+    async def answer(self, call: Call, candidates: Candidates) -> Granted | Static:
         """Return the first answer worth showing.
 
         Raises:
             RefusedError: there is none, and the upstream said nothing that could be passed on.
         """
         if self._admission.degraded:
-            candidates = self._affordable(call, candidates)
+            candidates = self._descend(call, candidates)
         journey = Journey(call, candidates)
         for position, candidate in enumerate(candidates):
             journey.position = position
-            if candidate.upstream:
-                found: Granted | Static | Replay | None = await self._try(journey, candidate)
+            if candidate.static_message is not None:
+                found: Granted | Static | None = _static(call, candidate)
             else:
-                found = candidate.replay or _static(call, candidate)
+                found = await self._try(journey, candidate)
             if found is not None:
                 call.fallback = candidate.fallback
                 return found
             if journey.given_up:
                 break
+        if (stopped := journey.stopped()) is not None:
+            for candidate in where_stopped(call, self._admission, candidates, stopped):
+                call.fallback = candidate.fallback
+                if (fixed := _static(call, candidate)) is not None:
+                    return fixed
         raise journey.end()
 
     async def admit(self, call: Call, candidate: Candidate) -> Grant:
@@ -113,10 +123,14 @@ class Guard:
         upstream = self._governor.upstreams.get(candidate.upstream)
         if upstream is None:
             raise _gone()
-        self._affordable(call, (candidate,))
+        self._descend(call, (candidate,))
         plan = self._plan(call, candidate, upstream)
         ask = self._ask(call, plan, first=True)
-        return self._walk_in(call, plan, ask, set()) or await self._line_up(call, plan, ask, set())
+        while True:
+            try:
+                return self._walk_in(call, plan, ask, set()) or await self._line_up(call, plan, ask, set())
+            except HeldError as held:
+                await self._waiters.wait_out(held, call, plan, falls_back=False)
 
     async def _try(self, journey: Journey, candidate: Candidate) -> Granted | None:
         """Try one candidate as often as the rules allow; None if the next one is to be tried, or none."""
@@ -131,7 +145,12 @@ class Guard:
         try:
             ask = self._ask(call, plan, first=journey.attempts == 0)
             while True:
-                grant = self._walk_in(call, plan, ask, tried) or await self._line_up(call, plan, ask, tried)
+                try:
+                    grant = self._walk_in(call, plan, ask, tried) or await self._line_up(call, plan, ask, tried)
+                except HeldError as held:
+                    falls_back = journey.next_fallback() is not NextFallback.NONE
+                    await self._waiters.wait_out(held, call, plan, falls_back=falls_back)
+                    continue
                 tried.add(grant.key.name)
                 result = await self._attempt(journey, plan, grant)
                 self._note_pace(grant, result)
@@ -145,7 +164,7 @@ class Guard:
                     journey.failed(result, upstream)
                     return None
         except RefusedError as refused:
-            if candidate.fallback is None and refused.refusal.code not in _OPENS_FALLBACKS:
+            if candidate.fallback is None and not _opens_fallbacks(refused):
                 raise  # over a limit: another upstream is no way around it
             journey.refused(refused)
             return None
@@ -171,11 +190,11 @@ class Guard:
             case _:
                 assert_never(step)
 
-    def _affordable(self, call: Call, candidates: Candidates) -> Candidates:
+    def _descend(self, call: Call, candidates: Candidates) -> Candidates:
         upstream = self._governor.upstreams.get(candidates[0].upstream)
         if upstream is not None:
             self._name_account(call, candidates[0], upstream)
-        return affordable(call, self._admission, candidates)
+        return descend(call, self._admission, candidates)
 
     def _name_account(self, call: Call, candidate: Candidate, upstream: Upstream) -> Plan:
         plan = candidate.plan
@@ -190,8 +209,7 @@ class Guard:
         call.upstream, call.model = plan.key, candidate.model or call.facts.model
         if call.opaque_body:  # it goes as it is
             call.model = call.facts.model or candidate.model
-        if self._admission.degraded and (cheaper := degradation(call, self._admission, plan.key)) is not None:
-            call.degraded = True
+        if self._admission.degraded and (cheaper := economy(call, self._admission, plan.key)) is not None:
             call.model = cheaper.model or call.model
             plan = degraded_plan(plan, cheaper.max_output_tokens)
         return plan
@@ -275,11 +293,19 @@ class Guard:
         if not keys:
             raise RefusedError(no_credential(upstream), Outcome.CREDENTIAL_ERROR)
         earliest: float | None = None
+        held: Hold | None = None
         for key in sorted(keys, key=lambda key: key.name in tried) if tried else keys:
+            if self._holds.any and plan.account.mode is not Mode.SHADOW:
+                hold = self._holds.of((upstream, call.model, key.name), now)
+                if hold is not None:
+                    held = hold if held is None or hold.until < held.until else held
+                    continue
             answer = self._breakers.allow(upstream, call.model, key.name, now)
             if not isinstance(answer, Rejected):
                 return key, answer
             earliest = answer.until if earliest is None else min(earliest, answer.until)
+        if held is not None:
+            raise HeldError(upstream, held, now)
         call.refused_by = f"{upstream}/breaker"
         raise RefusedError(circuit_open(upstream, (earliest or now) - now))
 
@@ -294,8 +320,10 @@ class Guard:
             order = await aside(order_for, call, plan, grant.key) if large else order_for(call, plan, grant.key)
             with self._deadlines.until(call.answer_deadline, call.task):
                 result = await attempt(plan.upstream.transport, order)
-            if isinstance(result, Failed) and result.failure.code == _TOO_LONG:
-                await journey.look_for_less()
+            if isinstance(result, Failed):
+                if result.failure.code == _TOO_LONG:
+                    await journey.look_for_less()
+                result = with_refill(result, call.reserved_tokens)
             done = True
             return result
         except TimeoutError:
@@ -317,6 +345,11 @@ class Guard:
         elif result.failure.outcome is Outcome.THROTTLED:
             slow_down = result.failure.code == "slow_down"
             self._pacing.throttled(upstream, model, grant.started, now, slow_down=slow_down)
+            if result.whole is not None:
+                self._pacing.refused(upstream, model, result.whole.fields, now)
+            if (seconds := result.failure.retry_after_seconds) is not None:
+                cap = float(grant.upstream.policy.retry.max_delay_seconds)
+                self._holds.ask((upstream, model, grant.key.name), seconds, cap, now)
 
     def _after(self, journey: Journey, plan: Plan, failure: Failure, tried: set[str | None]) -> Step:
         call = journey.call
@@ -336,6 +369,10 @@ class Guard:
         upstream = plan.upstream
         draw = random.random()  # noqa: S311 - spreads retries in time
         return next_step(failure, situation, upstream.policy.retry, upstream.retry_budget, draw, call.clock())
+
+
+def _opens_fallbacks(refused: RefusedError) -> bool:
+    return isinstance(refused, HeldError) or refused.refusal.code in _OPENS_FALLBACKS
 
 
 def _gone() -> RefusedError:

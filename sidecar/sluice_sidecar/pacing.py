@@ -5,7 +5,8 @@ from __future__ import annotations
 from sluice_core.limits.adaptive import LOW_PERCENT, Pacer
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.keys import Dimension
-from sluice_core.ratelimit_headers import read_limits
+from sluice_core.ratelimit_headers import ObservedLimit, read_limits
+from sluice_core.retry_after import Holds
 from sluice_core.sync import LimitObservation
 from sluice_sidecar.headers import Fields
 
@@ -21,11 +22,12 @@ _Place = tuple[str, str]
 
 
 class Pacing:
-    """The pace of calls by upstream and model."""
+    """The pace of calls by upstream and model, and `holds`: until when there are to be none at all."""
 
-    __slots__ = ("_admission", "_looked_at", "_observed", "_pacers", "_slowed")
+    __slots__ = ("_admission", "_looked_at", "_observed", "_pacers", "_slowed", "holds")
 
     def __init__(self, admission: Admission) -> None:
+        self.holds = Holds()
         self._admission = admission
         self._pacers: dict[_Place, Pacer] = {}
         self._looked_at: dict[_Place, float] = {}
@@ -47,26 +49,37 @@ class Pacing:
             pacer.succeeded(now)
         if now < self._looked_at.get(place, 0.0) + LOOK_SECONDS:
             return
-        if len(self._looked_at) >= MAX_PACED:
-            self._looked_at.clear()
-            self._observed.clear()
-        self._looked_at[place] = now
-        for limit in read_limits(fields):
-            self._observed[upstream, model or "", limit.dimension] = LimitObservation(
-                upstream=upstream,
-                model=(model or "")[:512],
-                dimension=limit.dimension,
-                limit=limit.limit,
-                remaining=limit.remaining,
-            )
+        for limit in self._look(place, fields, now):
             governed = self._governs(upstream, model, limit.dimension)
             if pacer is None and not governed and limit.remaining_percent < LOW_PERCENT:
                 pacer = self._pacer(upstream, model)
             if pacer is not None:
-                pacer.observed(limit.remaining_percent, now, governed=governed)
+                pacer.observed(limit.remaining_percent, now, governed=governed, reset_seconds=limit.reset_seconds)
+
+    def refused(self, upstream: str, model: str | None, fields: Fields, now: float) -> None:
+        """Take note of what a 429 says of the limits: there may be no other answer that does."""
+        self._look((upstream, model or ""), fields, now)
+
+    def _look(self, place: _Place, fields: Fields, now: float) -> tuple[ObservedLimit, ...]:
+        if len(self._looked_at) >= MAX_PACED:
+            self._looked_at.clear()
+            self._observed.clear()
+        self._looked_at[place] = now
+        limits = read_limits(fields)
+        upstream, model = place
+        for limit in limits:
+            self._observed[upstream, model, limit.dimension] = LimitObservation(
+                upstream=upstream,
+                model=model[:512],
+                dimension=limit.dimension,
+                limit=limit.limit,
+                remaining=limit.remaining,
+            )
+        return limits
 
     def tick(self, now: float) -> None:
         """Let paces recover with time; forget those that have."""
+        self.holds.tick(now)
         if self._pacers or self._slowed:
             self._apply(now)
             self._pacers = {place: pacer for place, pacer in self._pacers.items() if pacer.pace(now) < 1.0}

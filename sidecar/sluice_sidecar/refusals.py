@@ -75,6 +75,16 @@ def circuit_open(upstream: str, wait_seconds: float) -> Refusal:
     )
 
 
+def held_back(upstream: str, wait_seconds: float) -> Refusal:
+    """Return the refusal while the upstream has asked not to be called, by `Retry-After`."""
+    return refuse(
+        RefusalCode.RATE_LIMIT_EXCEEDED,
+        f"Upstream {upstream} asked not to be called for this model; the next call may go in {wait_seconds:.0f} s.",
+        policy=upstream,
+        retry_after_seconds=max(0.0, wait_seconds),
+    )
+
+
 def no_credential(upstream: str) -> Refusal:
     """Return the refusal where no key is mounted."""
     return refuse(RefusalCode.NO_CREDENTIAL, f"Upstream {upstream} has no API key in this pod.", policy=upstream)

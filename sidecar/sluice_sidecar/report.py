@@ -9,7 +9,6 @@ import msgspec
 
 from sluice_core.rollout.counts import ArmCounts
 from sluice_core.sync import AllocationGauge, BreakerGauge, PodRef, SyncRequest
-from sluice_sidecar.cache import cache_readings
 from sluice_sidecar.store.redis_store import RedisStore
 from sluice_sidecar.telemetry.metrics import Reading
 
@@ -92,11 +91,6 @@ def status(governor: Governor) -> dict[str, Any]:
         "allocations": _gauges(governor, now),
         "arms": _counts(governor),
         "recordsDropped": governor.records.dropped,
-        "cache": {
-            "answers": len(governor.answers.stored),
-            "bytes": governor.answers.stored.bytes,
-            "maxBytes": governor.answers.stored.max_bytes,
-        },
         "stores": [
             {
                 "upstream": store.upstream,
@@ -154,6 +148,12 @@ def readings(governor: Governor) -> Iterable[Reading]:
         paces[paced] = min(pace, paces.get(paced, 1.0))
     text = "Part of the limit that is used while the upstream throttles; absent at full pace."
     yield "sluice_pace", text, ("upstream", "model"), list(paces.items())
+    held: dict[tuple[str, ...], float] = {}
+    for (upstream, model, _), seconds in governor.pacing.holds.in_force(now):
+        waits = (upstream, (model or "") if not model or model in known else "other")
+        held[waits] = max(seconds, held.get(waits, 0.0))
+    text = "How long no call may go because the upstream asked for it by Retry-After; absent otherwise."
+    yield "sluice_hold_seconds", text, ("upstream", "model"), list(held.items())
     yield "sluice_in_flight", "Calls in flight.", (), [((), float(governor.in_flight))]
     yield "sluice_policy_info", "The policy in force.", ("revision",), [((governor.revision,), 1.0)]
     yield "sluice_policy_good", "Whether the newest policy was accepted.", (), [((), float(not governor.source.error))]
@@ -173,7 +173,6 @@ def readings(governor: Governor) -> Iterable[Reading]:
     ):
         labels = [(each.upstream,) for each in stores]
         yield name, text, ("upstream",), list(zip(labels, figures, strict=True))
-    yield from cache_readings(governor.answers)
     yield "sluice_sync_healthy", "Whether the sync channel works.", (), [((), _sync_healthy(governor))]
 
 

@@ -7,7 +7,7 @@ else uses the account. It is for the other cases.
 |---|---|
 | 429 by a rate limit | back-off doubles, at most to 8, and divides the limit; once for a burst of them |
 | success | a tenth off the back-off; without answers it halves every 30 s, so that nothing stays shut for good |
-| less than 20 % remaining | half pace for a minute, if we were throttled lately or have no limit of our own there |
+| less than 20 % remaining | half pace until it has reset, at most a minute, if we were throttled lately or have no limit of our own there |
 | more than 80 % remaining | full pace again |
 | `slow_down` | half pace, then a ramp back to full over 15 minutes, as OpenAI asks |
 
@@ -62,12 +62,17 @@ class Pacer:
         if self._backoff > 1.0:
             self._set_backoff(max(1.0, 0.9 * self.backoff(now)), now)
 
-    def observed(self, remaining_percent: float, now: float, *, governed: bool) -> None:
-        """Take note of what the upstream says is left. `governed`: a limit of ours covers the same dimension."""
+    def observed(
+        self, remaining_percent: float, now: float, *, governed: bool, reset_seconds: float | None = None
+    ) -> None:
+        """Take note of what the upstream says is left, and when it will be whole again.
+
+        `governed`: a limit of ours covers the same dimension.
+        """
         if remaining_percent > _HIGH_PERCENT:
             self._halved_until = now
         elif remaining_percent < LOW_PERCENT and (not governed or now - self._throttled_at < _RECENT_SECONDS):
-            self._halved_until = now + _RECENT_SECONDS
+            self._halved_until = now + min(_RECENT_SECONDS, reset_seconds or _RECENT_SECONDS)
 
     def pace(self, now: float) -> float:
         """Return the part of the limit to use now, above 0 and at most 1."""
