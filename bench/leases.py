@@ -1,48 +1,70 @@
 """A fleet of simulated pods under one limit: use of capacity, fairness, the leader's cost and the worst overshoot.
 
-    python bench/leases.py --pods 1000 --seconds 600
+    python -m bench.leases --pods 1000 --seconds 600
 
-Demand is skewed (a fifth of the pods wants four fifths) and moves every two and a half minutes; pods come and go, half
-of them in good order and half killed; some are cut off from the leader for a minute; the leader fails over half way
-between two moves. All pods are real admissions and the leader is the real allocator: only time and network are
-simulated, with a delay of up to half a second a message.
+Demand is twice the limit and moves to other pods every two and a half minutes; the leader fails over half way, between
+two moves. See `bench.lease_fleet` for the fleet. Prints the figures of the run, what the capacity that is not used is
+held by, and how use and fairness come back round by round after a move.
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
-import random
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Final
 
 from msgspec import Struct
 
-from sluice_core.api.upstream import Limits
-from sluice_core.limits.admission import Admission
-from sluice_core.limits.allocator import Allocator
-from sluice_core.limits.decisions import Admitted, Ask
-from sluice_core.limits.safe import safe_limits
-from sluice_core.selection import PodPolicy
-from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
-from sluice_core.sync import Demand, Lease
+from bench.lease_fleet import REPORT_SECONDS, SHARES, TICK_SECONDS, UPSTREAM, WINDOW_SECONDS, Pod, Simulation
+from bench.results import markdown
+from sluice_core.limits.keys import Dimension
 
-UPSTREAM = "bench/openai"
-SHARES = {"chat": 60, "batch": 30, "tools": 10}
-WINDOW_SECONDS = 60.0
-REPORT_SECONDS = 5.0
-LEAST_GAP_SECONDS = 0.5
-BUSY_REPORT_SECONDS = 1.0
-LONGEST_GAP_SECONDS = 2.0
-MOVE_SECONDS = 150.0
-TICK_SECONDS = 0.25
-TOKENS_PER_CALL = 100
+MOVE_SECONDS: Final = 150.0
+FAILOVER_SECONDS: Final = 100.0
+"""For so long after a failover the figures are not those of moves of demand."""
+ROUNDS_SHOWN: Final = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 29)
+SETTLED_SECONDS: Final = WINDOW_SECONDS + 2 * REPORT_SECONDS
+HOLDERS: Final = (
+    "dead pods",
+    "pods cut off",
+    "its last report",  # what a pod gave up, or lost to time, since the leader heard of it
+    "pods that were refused lately",
+    "pods with enough",
+    "nobody",
+)
+_WORST_PART: Final = 0.05
+
+
+class Fairness(Struct, frozen=True, kw_only=True):
+    """How what pods got in the last minute compares with what is due to each: max-min fair within the shares.
+
+    Of pods that were there all the minute and not cut off. `jain` is Jain's index of the parts of their due that they
+    got, 1 if all got the same part. The worst pods are the twentieth that got the smallest part of their due.
+    """
+
+    jain: float = 1.0
+    worst_pods_percent: float = 100.0
+    small_pods_percent: float = 100.0
+    large_pods_percent: float = 100.0
+    worst_allocation_percent: float = 100.0
+
+
+class Sample(Struct, frozen=True, kw_only=True):
+    """One moment of a run. `since_move` and `since_failover` are seconds."""
+
+    since_move: float
+    since_failover: float
+    moves: int
+    use_percent: float
+    fairness: Fairness | None
+    held: dict[str, float]
 
 
 class Figures(Struct, kw_only=True):
-    """What a run shows. Percentages are of the capacity, over windows of a minute."""
+    """What a run shows. Percentages are of the capacity, over windows of a minute; fairness is of settled demand."""
 
     pods: int
     simulated_seconds: float
@@ -52,241 +74,65 @@ class Figures(Struct, kw_only=True):
     use_percent_from_two_rounds_after_a_move: float
     use_percent_least_after_failover: float
     overshoot_percent: float
-    least_share_kept_percent: float
-    leader_seconds_per_second: float
+    fairness_jain_index: float
+    worst_twentieth_of_pods_percent_of_due: float
+    worst_allocation_percent_of_due: float
+    leader_percent_of_a_core: float
     reports: int
+    seconds_it_took: float
 
 
-class Pod:
-    """One sidecar's limits and what its application wants."""
-
-    __slots__ = (
-        "admission",
-        "alive",
-        "allocation",
-        "budget",
-        "cut_until",
-        "gap",
-        "granted",
-        "interval",
-        "name",
-        "rate",
-        "sent_at",
-        "sequence",
-        "turn",
+def fairness(pods: Iterable[Pod], now: float) -> Fairness:
+    """Compare what pods got with their due."""
+    due, got = dict.fromkeys(SHARES, 0.0), dict.fromkeys(SHARES, 0.0)
+    small: list[float] = []
+    large: list[float] = []
+    for pod in pods:
+        due[pod.allocation] += pod.due
+        got[pod.allocation] += pod.in_window
+        if now - pod.started_at > WINDOW_SECONDS + REPORT_SECONDS and now - pod.cut_until > WINDOW_SECONDS:
+            (small if pod.due >= pod.rate * WINDOW_SECONDS else large).append(100.0 * pod.in_window / pod.due)
+    parts = sorted((*small, *large))
+    if not parts or not any(parts):
+        return Fairness()
+    return Fairness(
+        jain=sum(parts) ** 2 / (len(parts) * sum(part * part for part in parts)),
+        worst_pods_percent=fmean(parts[: max(1, int(len(parts) * _WORST_PART))]),
+        small_pods_percent=fmean(small or (100.0,)),
+        large_pods_percent=fmean(large or (100.0,)),
+        worst_allocation_percent=min(100.0 * got[name] / due[name] for name in SHARES if due[name]),
     )
 
-    def __init__(self, name: str, allocation: str, policy: PodPolicy) -> None:
-        self.name = name
-        self.allocation = allocation
-        self.admission = Admission()
-        self.admission.configure(policy)
-        self.rate = 0.0
-        self.budget = 0.0
-        self.sequence = 0
-        self.turn = 0  # counts when it was decided anew when to report
-        self.gap = LEAST_GAP_SECONDS
-        self.granted = 0
-        self.interval = REPORT_SECONDS
-        self.sent_at = float("-inf")
-        self.cut_until = 0.0
-        self.alive = True
+
+def held_unused(simulation: Simulation) -> dict[str, float]:
+    """Return what the capacity that is not in use is held by, in percent of it."""
+    now, found = simulation.now, dict.fromkeys(HOLDERS, 0.0)
+    pods = {pod.name: pod for pod in simulation.pods}
+    exposures = simulation.leader.exposures(UPSTREAM, Dimension.TOKENS)
+    for name, exposure in exposures.items():
+        pod = pods.get(name)
+        if pod is None:
+            found["dead pods"] += exposure
+            continue
+        (demand,) = (each for each in pod.admission.limits(now) if each.held)
+        if now < pod.cut_until + REPORT_SECONDS:
+            found["pods cut off"] += exposure - pod.in_window
+            continue
+        found["its last report"] += exposure - demand.held
+        short = now - pod.refused_at <= REPORT_SECONDS
+        found["pods that were refused lately" if short else "pods with enough"] += demand.held - pod.in_window
+    known = sum(pod.in_window for pod in simulation.pods if pod.name in exposures)
+    found["nobody"] = simulation.capacity - known - sum(found.values())
+    found["dead pods"] -= simulation.in_window - sum(pod.in_window for pod in simulation.pods)
+    return {name: 100.0 * amount / simulation.capacity for name, amount in found.items()}
 
 
-class Simulation:
-    """The fleet, the leader and the clock."""
-
-    def __init__(self, pods: int, seed: int, *, demand: float = 2.0, churn: float = 0.2, killed: float = 0.5) -> None:
-        """`demand` is in multiples of the capacity; `churn` is the part of the pods that is replaced in ten minutes.
-
-        Of these, `killed` leave without a word.
-        """
-        self.draw = random.Random(seed)
-        self.count = pods
-        self.demand = demand
-        self.churn = churn
-        self.killed = killed
-        self.capacity = pods * 6_000
-        self.now = 0.0
-        self.next_name = 0
-        self.planned = 1 << (pods - 1).bit_length()
-        limits = Limits(tokens_per_minute=self.capacity, requests_per_minute=0, requests_per_day=0, concurrency=0)
-        self.upstream = UpstreamPolicy(key=UPSTREAM, base_url="http://x", limits=limits)
-        allocations = tuple(
-            AllocationPolicy(name=name, share_percent=share, safe=safe_limits(limits, share, self._planned(share)))
-            for name, share in SHARES.items()
-        )
-        self.quota = QuotaPolicy(key="bench/quota", upstream=UPSTREAM, allocations=allocations)
-        self.policies = {
-            each.name: PodPolicy(
-                namespace="bench",
-                revision="1",
-                upstreams={UPSTREAM: self.upstream},
-                quotas={UPSTREAM: (self.quota, each)},
-            )
-            for each in allocations
-        }
-        self.leader = Allocator(now=0.0, fresh=True)
-        self.leader.configure([(self.upstream, self.quota)], 0.0)
-        self.pods: list[Pod] = [self._pod() for _ in range(pods)]
-        self.events: list[tuple[float, int, Callable[[], None]]] = []
-        self.serial = 0
-        self.admitted: deque[tuple[float, int, str]] = deque()
-        self.in_window = 0
-        self.worst = 0
-        self.leader_cpu = 0.0
-        self.reports = 0
-        self.skew()
-        for pod in self.pods:
-            self._report_in(pod, self.draw.uniform(0, REPORT_SECONDS))
-
-    def _planned(self, share: int) -> int:
-        return max(1, self.planned * share // 100)
-
-    def _pod(self) -> Pod:
-        self.next_name += 1
-        # Pods are spread like the shares, so that the planned pods of no allocation are exceeded.
-        point, allocation = self.next_name % 10, "tools"
-        if point < 6:
-            allocation = "chat"
-        elif point < 9:
-            allocation = "batch"
-        return Pod(f"pod-{self.next_name}", allocation, self.policies[allocation])
-
-    def skew(self) -> None:
-        """A fifth of the pods, chosen anew, wants four fifths of the demand."""
-        hot = set(self.draw.sample(range(len(self.pods)), k=max(1, len(self.pods) // 5)))
-        total = self.capacity * self.demand / WINDOW_SECONDS
-        for index, pod in enumerate(self.pods):
-            part = 0.8 / len(hot) if index in hot else 0.2 / max(1, len(self.pods) - len(hot))
-            pod.rate = total * part
-
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        self.serial += 1
-        heapq.heappush(self.events, (self.now + seconds, self.serial, action))
-
-    def _send(self, action: Callable[[], None]) -> None:
-        """Let a message arrive after a while, or never."""
-        if self.draw.random() > 0.01:
-            self._after(self.draw.uniform(0.001, 0.5), action)
-
-    def fail_over(self) -> None:
-        """Put a new leader in place, which knows nothing."""
-        self.leader = Allocator(now=self.now)
-        self.leader.configure([(self.upstream, self.quota)], self.now)
-
-    def replace_some(self) -> None:
-        """Let pods leave and others start; cut some off."""
-        for index in range(len(self.pods)):
-            if self.draw.random() < self.churn * TICK_SECONDS / 600:
-                old = self.pods[index]
-                self._leave(old)
-                self.pods[index] = fresh = self._pod()
-                fresh.allocation, fresh.rate = old.allocation, old.rate
-                fresh.admission.configure(self.policies[old.allocation])
-                self._report_in(fresh, 0.1)
-            elif self.draw.random() < self.churn * TICK_SECONDS / 600:
-                self.pods[index].cut_until = self.now + 60.0
-
-    def _leave(self, pod: Pod) -> None:
-        pod.alive = False
-        if self.draw.random() >= self.killed:
-            sequence, demands, leader = pod.sequence + 1, pod.admission.last_demands(self.now), self.leader
-            self._send(lambda: leader.stop(pod.name, sequence, demands, self.now))
-
-    def tick(self) -> None:
-        """Let half a second pass."""
-        end = self.now + TICK_SECONDS
-        while self.events and self.events[0][0] <= end:
-            at, _, action = heapq.heappop(self.events)
-            self.now = max(self.now, at)
-            action()
-        self.now = end
-        self.replace_some()
-        for pod in self.pods:
-            self._call(pod)
-        while self.admitted and self.admitted[0][0] <= self.now - WINDOW_SECONDS:
-            self.in_window -= self.admitted.popleft()[1]
-        self.worst = max(self.worst, self.in_window)
-
-    def _report_in(self, pod: Pod, seconds: float) -> None:
-        """Decide when the pod reports next, whatever was decided before."""
-        pod.turn += 1
-        turn = pod.turn
-        self._after(seconds, lambda: self._report(pod) if pod.turn == turn and pod.alive else None)
-
-    def _report(self, pod: Pod) -> None:
-        self._report_in(pod, REPORT_SECONDS * self.draw.uniform(0.9, 1.1))
-        pod.sequence += 1
-        pod.sent_at = self.now
-        sequence, demands = pod.sequence, pod.admission.demands(self.now)
-        if self.now >= pod.cut_until:
-            self._send(lambda: self._to_leader(pod, demands, sequence))
-
-    def _to_leader(self, pod: Pod, demands: tuple[Demand, ...], sequence: int) -> None:
-        started = time.process_time()
-        leases = self.leader.exchange(pod.name, sequence, demands, self.now)
-        self.leader_cpu += time.process_time() - started
-        self.reports += 1
-        interval = self.leader.interval_seconds(pod.name, REPORT_SECONDS, BUSY_REPORT_SECONDS)
-        self._send(lambda: self._to_pod(pod, leases, sequence, interval))
-
-    def _to_pod(self, pod: Pod, leases: tuple[Lease, ...], sequence: int, interval: float) -> None:
-        if not pod.alive or sequence != pod.sequence:
-            return
-        pod.interval = interval
-        self._report_in(pod, max(0.0, pod.sent_at + interval * self.draw.uniform(0.9, 1.1) - self.now))
-        pod.admission.apply_leases(leases, sent_at=pod.sent_at)
-        amount = sum(lease.amount for lease in leases)
-        pod.gap = LEAST_GAP_SECONDS if amount > pod.granted else min(LONGEST_GAP_SECONDS, 2 * pod.gap)
-        pod.granted = amount
-
-    def _call(self, pod: Pod) -> None:
-        pod.budget = min(pod.budget + pod.rate * TICK_SECONDS, pod.rate * 2 + TOKENS_PER_CALL)
-        while pod.budget >= TOKENS_PER_CALL:
-            pod.budget -= TOKENS_PER_CALL
-            ask = Ask(tokens=TOKENS_PER_CALL)
-            answer = pod.admission.reserve(UPSTREAM, ask, self.now)
-            if not isinstance(answer, Admitted):
-                pod.admission.deny(UPSTREAM, ask, self.now)
-                while pod.budget >= TOKENS_PER_CALL:  # nor would any other of these
-                    pod.budget -= TOKENS_PER_CALL
-                    pod.admission.deny(UPSTREAM, ask, self.now)
-                self._report_in(pod, max(0.0, pod.sent_at + pod.gap - self.now))
-                return
-            self.admitted.append((self.now, TOKENS_PER_CALL, pod.allocation))
-            self.in_window += TOKENS_PER_CALL
-
-    def use_percent(self) -> float:
-        """Return the use within the last minute."""
-        return 100.0 * self.in_window / self.capacity
-
-    def least_kept_percent(self) -> float:
-        """Return the smallest part that an allocation got in the last minute of what it was promised and wanted."""
-        used, wanted = dict.fromkeys(SHARES, 0), dict.fromkeys(SHARES, 0.0)
-        for _, tokens, allocation in self.admitted:
-            used[allocation] += tokens
-        for pod in self.pods:
-            wanted[pod.allocation] += pod.rate * WINDOW_SECONDS
-        due = {name: min(wanted[name], self.capacity * share / 100) for name, share in SHARES.items()}
-        return min(100.0 * used[name] / due[name] for name in SHARES)
-
-
-def run(pods: int, seconds: float, seed: int, demand: float = 2.0, churn: float = 0.2, killed: float = 0.5) -> Figures:
-    """Simulate and return the figures. Failover happens half way, so ten minutes show something.
-
-    "Settled" is what is measured from two rounds and a window after the last move of demand; the 100 s after the
-    failover are not in it. What is used from two rounds after a move until then is a figure of its own.
-    """
-    simulation = Simulation(pods, seed, demand=demand, churn=churn, killed=killed)
-    use: list[float] = []
-    settled: list[float] = []
-    moving: list[float] = []
-    kept: list[float] = []
-    after_failover = 100.0
+def sampled(simulation: Simulation, seconds: float) -> Iterable[Sample]:
+    """Run the simulation and yield a sample every second after the first minute; demand and leader change meanwhile."""
     failed_over_at, moved_at, moves = float("inf"), 0.0, 0
     while simulation.now < seconds:
-        simulation.tick()
+        for _ in range(round(1.0 / TICK_SECONDS)):
+            simulation.tick()
         now = simulation.now
         if now - moved_at >= MOVE_SECONDS:
             simulation.skew()
@@ -294,34 +140,88 @@ def run(pods: int, seconds: float, seed: int, demand: float = 2.0, churn: float 
         if failed_over_at > now and now >= seconds / 2 and now - moved_at >= MOVE_SECONDS / 3:
             simulation.fail_over()
             failed_over_at = now
-        if now <= WINDOW_SECONDS:
-            continue
-        use.append(simulation.use_percent())
-        if failed_over_at <= now <= failed_over_at + 100.0:
-            after_failover = min(after_failover, use[-1])
-        elif now - moved_at > WINDOW_SECONDS + 2 * REPORT_SECONDS:
-            settled.append(use[-1])
-            kept.append(simulation.least_kept_percent())
-        elif moves and now - moved_at > 2 * REPORT_SECONDS:
-            moving.append(use[-1])
-    return Figures(
+        if now > WINDOW_SECONDS:
+            at_a_round = (now - moved_at) % REPORT_SECONDS == 0
+            yield Sample(
+                since_move=now - moved_at,
+                since_failover=now - failed_over_at,
+                moves=moves,
+                use_percent=100.0 * simulation.in_window / simulation.capacity,
+                fairness=fairness(simulation.pods, now) if at_a_round else None,
+                held=held_unused(simulation) if at_a_round else {},
+            )
+
+
+def run(
+    pods: int, seconds: float, seed: int, demand: float = 2.0, churn: float = 0.2, killed: float = 0.5
+) -> tuple[Figures, list[Sample]]:
+    """Simulate and return the figures and the samples. Failover happens half way, so ten minutes show something.
+
+    "Settled" is what is measured from two rounds and a window after the last move of demand; the 100 s after the
+    failover are not in it. What is used from two rounds after a move until then is a figure of its own.
+    """
+    started = time.process_time()
+    simulation = Simulation(pods, seed, demand=demand, churn=churn, killed=killed)
+    samples = list(sampled(simulation, seconds))
+    steady = [each for each in samples if not 0 <= each.since_failover <= FAILOVER_SECONDS]
+    settled = [each for each in steady if each.since_move > SETTLED_SECONDS]
+    moving = [each for each in steady if each.moves and 2 * REPORT_SECONDS < each.since_move <= SETTLED_SECONDS]
+    after_failover = [each.use_percent for each in samples if 0 <= each.since_failover <= FAILOVER_SECONDS]
+    fair = [each.fairness for each in settled if each.fairness is not None]
+    figures = Figures(
         pods=pods,
         simulated_seconds=seconds,
         demand_percent=100.0 * demand,
-        use_percent_mean=sum(use) / len(use),
-        use_percent_settled=sum(settled) / len(settled),
-        use_percent_from_two_rounds_after_a_move=sum(moving) / len(moving),
-        use_percent_least_after_failover=after_failover,
+        use_percent_mean=fmean(each.use_percent for each in samples),
+        use_percent_settled=fmean(each.use_percent for each in settled),
+        use_percent_from_two_rounds_after_a_move=fmean([each.use_percent for each in moving] or [100.0]),
+        use_percent_least_after_failover=min(after_failover, default=100.0),
         overshoot_percent=max(0.0, 100.0 * simulation.worst / simulation.capacity - 100.0),
-        least_share_kept_percent=min(kept),
-        leader_seconds_per_second=simulation.leader_cpu / seconds,
+        fairness_jain_index=fmean(each.jain for each in fair),
+        worst_twentieth_of_pods_percent_of_due=fmean(each.worst_pods_percent for each in fair),
+        worst_allocation_percent_of_due=min(each.worst_allocation_percent for each in fair),
+        leader_percent_of_a_core=100.0 * simulation.leader_cpu / seconds,
         reports=simulation.reports,
+        seconds_it_took=time.process_time() - started,
     )
+    return figures, samples
+
+
+def rounds(samples: Sequence[Sample]) -> str:
+    """Return the table of what is seen so many rounds after a move: means over the moves."""
+    cells = [
+        ["round", "seconds", "use %", "Jain", "worst pods %", "small pods %", "large pods %", "worst allocation %"]
+    ]
+    for number in ROUNDS_SHOWN:
+        found = [
+            each
+            for each in samples
+            if each.moves and each.since_move == number * REPORT_SECONDS and not 0 <= each.since_failover <= 100
+        ]
+        fair = [each.fairness for each in found if each.fairness is not None]
+        if fair:
+            means = [fmean(getattr(each, name) for each in fair) for name in Fairness.__struct_fields__]
+            jain, *percents = means
+            shown = (f"{fmean(each.use_percent for each in found):.1f}", f"{jain:.3f}")
+            cells.append([str(number), f"{number * REPORT_SECONDS:g}", *shown, *(f"{each:.1f}" for each in percents)])
+    return markdown(cells)
+
+
+def holders(samples: Sequence[Sample]) -> str:
+    """Return the table of what holds the capacity that is not used."""
+    steady = [each for each in samples if each.held and not 0 <= each.since_failover <= FAILOVER_SECONDS]
+    moving = [each for each in steady if each.moves and 2 * REPORT_SECONDS < each.since_move <= SETTLED_SECONDS]
+    settled = [each for each in steady if each.since_move > SETTLED_SECONDS]
+    cells = [["not used, held by", "", "after a move %", "settled %"]]
+    for name in HOLDERS:
+        parts = (f"{fmean(each.held[name] for each in part):.2f}" if part else "" for part in (moving, settled))
+        cells.append([name, "", *parts])
+    return markdown(cells)
 
 
 def main() -> int:
     """Print the figures; fail if the limit was exceeded."""
-    parser = argparse.ArgumentParser(description="Simulate leases among many pods.")
+    parser = argparse.ArgumentParser(prog="python -m bench.leases", description="Simulate leases among many pods.")
     parser.add_argument("--pods", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=1)
@@ -329,10 +229,11 @@ def main() -> int:
     parser.add_argument("--churn", type=float, default=0.2, help="part of the pods replaced in ten minutes")
     parser.add_argument("--killed", type=float, default=0.5, help="part of these that leaves without a word")
     given = parser.parse_args()
-    figures = run(given.pods, given.seconds, given.seed, given.demand, given.churn, given.killed)
+    figures, samples = run(given.pods, given.seconds, given.seed, given.demand, given.churn, given.killed)
     for name in figures.__struct_fields__:
         value = getattr(figures, name)
-        print(f"{name.replace('_', ' '):36} {value:.3f}" if isinstance(value, float) else f"{name:36} {value}")
+        print(f"{name.replace('_', ' '):42} {value:.3f}" if isinstance(value, float) else f"{name:42} {value}")
+    print(f"\n{rounds(samples)}\n\n{holders(samples)}")
     return 1 if figures.overshoot_percent > 0 else 0
 
 

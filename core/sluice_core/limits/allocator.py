@@ -171,6 +171,11 @@ class Allocator:
             )
         return found
 
+    def exposures(self, upstream: str, dimension: Dimension, model: str = "") -> dict[str, int]:
+        """Return what each holder is counted for in one dimension: the most that it may use within any window."""
+        ledger = self._ledgers.get((LimitKey.shorten(upstream), LimitKey.shorten(model), dimension))
+        return {holder: each.exposure for holder, each in ledger.holdings.items()} if ledger else {}
+
     def learning(self, now: float) -> bool:
         """Tell whether leases are still limited to what pods reported to this leader."""
         return any(now < ledger.learning_until for ledger in self._ledgers.values())

@@ -15,6 +15,8 @@ from sluice_core.sync import Demand
 _REPLAN_SECONDS = 1.0
 _FEW = 32
 _ROTATION_SECONDS = 90.0
+_SHORT_SECONDS = 60.0
+"""For so long after a shortage what is not needed is given back: permits come back in the waves in which they went."""
 
 
 class Holding:
@@ -57,6 +59,7 @@ class Ledger:
         "_safe_known",
         "_safe_parts",
         "_shares",
+        "_short_at",
         "_window_seconds",
         "capacity",
         "holdings",
@@ -75,6 +78,7 @@ class Ledger:
         self._learned = 0
         self._levels: dict[str, Level] = {}
         self._planned_at = float("-inf")
+        self._short_at = float("-inf")
 
     def configure(self, capacity: int, shares: tuple[Share, ...], safe_parts: Mapping[str, int], window: float) -> None:
         """Set the limit, its shares, and what is kept of it for pods of each allocation that hold no lease."""
@@ -98,8 +102,8 @@ class Ledger:
 
     @property
     def short(self) -> bool:
-        """Tell whether pods want more than there is."""
-        return any(level.level < float("inf") for level in self._levels.values())
+        """Tell whether pods wanted more than there was, a minute ago or less."""
+        return self._planned_at - self._short_at < _SHORT_SECONDS
 
     def interval_seconds(self, holder: str, longest: float, shortest: float) -> float:
         """Return after how long a pod should report again: the sooner the more it holds, if others are short of it.
@@ -193,6 +197,8 @@ class Ledger:
                 demands.setdefault(holding.allocation, []).append(self._need(holding))
         capacity = max(0, self._effective(now) - silent)
         self._levels = plan(capacity, self._with_strangers(demands), demands)
+        if any(level.level < float("inf") for level in self._levels.values()):
+            self._short_at = now
 
     def _with_strangers(self, demands: Mapping[str, Sequence[int]]) -> tuple[Share, ...]:
         """Return the shares, with none for allocations that pods still name but that are no more."""

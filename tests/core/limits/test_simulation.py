@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
-
-
-@pytest.fixture(scope="module")
-def leases() -> ModuleType:
-    """The simulation, which is a benchmark as well."""
-    path = Path(__file__).parents[3] / "bench" / "leases.py"
-    spec = importlib.util.spec_from_file_location("bench_leases", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its structs resolve their annotations there
-    spec.loader.exec_module(module)
-    return module
+from bench.leases import run
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_limit_holds_under_churn_and_failover(leases: ModuleType, seed: int) -> None:
+def test_the_limit_holds_under_churn_and_failover(seed: int) -> None:
     """Pods come and go, some are cut off, leader and demand change: no minute ever holds more than the limit."""
-    figures = leases.run(40, 450.0, seed, churn=0.5)
+    figures, _ = run(40, 450.0, seed, churn=0.5)
     assert figures.overshoot_percent == 0.0
     assert figures.use_percent_settled > 87.0
 
 
-def test_capacity_is_used_under_skewed_demand(leases: ModuleType) -> None:
+def test_capacity_is_used_under_skewed_demand() -> None:
     """While no pod is lost, a fifth of the pods that wants four fifths gets what the others leave."""
-    figures = leases.run(100, 600.0, 1, churn=0.0)
+    figures, _ = run(100, 600.0, 1, churn=0.0)
     assert figures.overshoot_percent == 0.0
     assert figures.use_percent_settled > 95.0
     assert figures.use_percent_from_two_rounds_after_a_move > 90.0
     assert figures.use_percent_least_after_failover > 90.0
 
 
-def test_little_demand_is_served_whole(leases: ModuleType) -> None:
+def test_little_demand_is_served_whole() -> None:
     """At half of the capacity, however skewed, next to nothing is refused."""
-    figures = leases.run(60, 450.0, 1, demand=0.5, churn=0.0)
+    figures, _ = run(60, 450.0, 1, demand=0.5, churn=0.0)
     assert figures.use_percent_mean > 45.0
