@@ -47,6 +47,7 @@ from sluice_sidecar.order import order_for
 from sluice_sidecar.plan import Plan, degraded_plan, smaller
 from sluice_sidecar.refusals import circuit_open, no_credential
 from sluice_sidecar.relay import TOO_LATE
+from sluice_sidecar.replay import Replay
 from sluice_sidecar.static_answer import static_answer
 from sluice_sidecar.steering import Candidate, Candidates
 from sluice_sidecar.upstream import NO_KEY, Key, Upstream
@@ -87,7 +88,7 @@ class Guard:
         self._holds = governor.pacing.holds
         self._waiters = Waiters()
 
-    async def answer(self, call: Call, candidates: Candidates) -> Granted | Static:
+    async def answer(self, call: Call, candidates: Candidates) -> Granted | Static | Replay:
         """Return the first answer worth showing.
 
         Raises:
@@ -98,10 +99,10 @@ class Guard:
         journey = Journey(call, candidates)
         for position, candidate in enumerate(candidates):
             journey.position = position
-            if candidate.static_message is not None:
-                found: Granted | Static | None = _static(call, candidate)
+            if candidate.upstream:
+                found: Granted | Static | Replay | None = await self._try(journey, candidate)
             else:
-                found = await self._try(journey, candidate)
+                found = candidate.replay or _static(call, candidate)
             if found is not None:
                 call.fallback = candidate.fallback
                 return found

@@ -9,6 +9,7 @@ import msgspec
 
 from sluice_core.rollout.counts import ArmCounts
 from sluice_core.sync import AllocationGauge, BreakerGauge, PodRef, SyncRequest
+from sluice_sidecar.cache import cache_readings
 from sluice_sidecar.store.redis_store import RedisStore
 from sluice_sidecar.telemetry.metrics import Reading
 
@@ -91,6 +92,11 @@ def status(governor: Governor) -> dict[str, Any]:
         "allocations": _gauges(governor, now),
         "arms": _counts(governor),
         "recordsDropped": governor.records.dropped,
+        "cache": {
+            "answers": len(governor.answers.stored),
+            "bytes": governor.answers.stored.bytes,
+            "maxBytes": governor.answers.stored.max_bytes,
+        },
         "stores": [
             {
                 "upstream": store.upstream,
@@ -173,6 +179,7 @@ def readings(governor: Governor) -> Iterable[Reading]:
     ):
         labels = [(each.upstream,) for each in stores]
         yield name, text, ("upstream",), list(zip(labels, figures, strict=True))
+    yield from cache_readings(governor.answers)
     yield "sluice_sync_healthy", "Whether the sync channel works.", (), [((), _sync_healthy(governor))]
 
 
