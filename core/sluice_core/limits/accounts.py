@@ -11,7 +11,7 @@ from sluice_core.ladder import Ladder, ladder_of
 from sluice_core.limits.decisions import Ask
 from sluice_core.limits.keys import LEASED, Dimension, Layer, LimitKey, capacity_of, pattern_for
 from sluice_core.limits.lease import Allowance
-from sluice_core.limits.meters import Meter, RateMeter, SlotMeter
+from sluice_core.limits.meters import AHEAD_SECONDS, Meter, RateMeter, SlotMeter
 from sluice_core.limits.users import UserLimits
 from sluice_core.limits.window import SlidingWindow
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
@@ -19,6 +19,8 @@ from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
 HOLD_MARGIN_SECONDS: Final = 30.0
 """How much longer than a call may take its concurrency slot is held before it comes back by itself."""
 UNALLOCATED: Final = "unallocated"
+_AHEAD_OF_STORE_SECONDS: Final = 2.0
+"""How far ahead demand is told to another store than the leader: pods call it every second, and sooner if they wait."""
 _MAX_MODELS_REMEMBERED: Final = 256
 
 
@@ -96,6 +98,9 @@ class Account:
                 wanted.add((row.model, dimension))
         self.meters = {place: meter for place, meter in self.meters.items() if place in wanted}
         self.by_key = {meter.name: meter for meter in self.meters.values()}
+        ahead = AHEAD_SECONDS if self.store is StoreType.LEASES else _AHEAD_OF_STORE_SECONDS
+        for meter in self.meters.values():
+            meter.ahead_seconds = ahead
         if moved:
             for meter in self.meters.values():
                 meter.allowance.drop()

@@ -10,7 +10,7 @@ from sluice_core.limits.keys import SLOT_SECONDS, WINDOW_SECONDS, Dimension, Lay
 from sluice_core.limits.lease import Allowance
 from sluice_core.limits.window import SlidingWindow, SlotPool
 
-_AHEAD_SECONDS: Final = 5.0
+AHEAD_SECONDS: Final = 5.0
 """How far ahead demand is reported: until the next report. What cannot be used until then is of more use to others."""
 _DENIED_SLOT_SECONDS: Final = 1.0
 # Which of the amounts of a call a dimension counts.
@@ -25,7 +25,7 @@ _UNITS: Final = {
     Dimension.MONEY_DAY: MONEY_UNIT,
     Dimension.CONCURRENCY: SLOT_UNIT,
 }
-FADING_PARTS: Final = 4
+FADING_PARTS: Final = 12
 LEASE_ROUND_SECONDS: Final = 2.0
 """How long the answer to a report of new demand takes at most, as a forecast for those who wait for it."""
 
@@ -36,6 +36,7 @@ class Meter(ABC):
     __slots__ = (
         "_denied",
         "_largest_denied",
+        "ahead_seconds",
         "allowance",
         "dimension",
         "largest_waiting",
@@ -51,10 +52,11 @@ class Meter(ABC):
         self.dimension = dimension
         self.unit = _UNITS[dimension]
         self.allowance = allowance
+        self.ahead_seconds = AHEAD_SECONDS
         self.waiting = 0
         self.largest_waiting = 0
         self._largest_denied = 0
-        self._denied = SlidingWindow(_AHEAD_SECONDS, _DENIED_SLOT_SECONDS)
+        self._denied = SlidingWindow(AHEAD_SECONDS, _DENIED_SLOT_SECONDS)
 
     @abstractmethod
     def used(self, now: float) -> int:
@@ -197,10 +199,11 @@ class RateMeter(Meter):
 
     def wanted(self, now: float) -> int:
         window = self.window
-        slots = max(2, round(_AHEAD_SECONDS / window.slot_seconds))
+        slots = max(2, round(self.ahead_seconds / window.slot_seconds))
         denied = self._denied.expire(now)
+        lately = self._denied.recent(round(self.ahead_seconds / _DENIED_SLOT_SECONDS) + 1, now)
         # As much will be asked for as lately; and less than one call is of no use to those who were refused.
-        peak = window.peak(window.recent(slots, now) + denied, slots, now)
+        peak = window.peak(window.recent(slots, now) + lately, slots, now)
         return self.waiting + max(peak, window.used + (self._largest_denied if denied else 0))
 
     def fading(self, now: float) -> tuple[int, ...]:
@@ -255,5 +258,5 @@ class SlotMeter(Meter):
 
     def wanted(self, now: float) -> int:
         # So many calls a second, each in flight for so long, are this many at once (Little's law).
-        unmet = self._denied.expire(now) * self.slots.hold_average_seconds / _AHEAD_SECONDS
+        unmet = self._denied.expire(now) * self.slots.hold_average_seconds / AHEAD_SECONDS
         return self.used(now) + self.waiting + math.ceil(unmet)

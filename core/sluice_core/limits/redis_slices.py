@@ -36,10 +36,14 @@ class SliceCall(Struct, frozen=True, kw_only=True):
 
 
 class SliceAnswer(Struct, frozen=True, kw_only=True):
-    """The answer. Until `learning_seconds` are over some limits give out only what pods said that they hold."""
+    """The answer. Until `learning_seconds` are over some limits give out only what pods said that they hold.
+
+    The pod is to call again after `interval_seconds`.
+    """
 
     leases: tuple[Lease, ...]
     learning_seconds: float
+    interval_seconds: float
 
 
 class SliceAnswerError(ValueError):
@@ -94,6 +98,8 @@ def slice_call(
             demand.safe,
             demand.least,
             int(not key.model),
+            demand.returned,
+            " ".join(map(str, demand.fading)),
         )
         limits.append(demand.limit)
     return SliceCall(keys=tuple(keys), arguments=tuple(arguments), limits=tuple(limits))
@@ -105,17 +111,20 @@ def slice_answer(call: SliceCall, answer: object, lease_seconds: float = LEASE_S
     Raises:
         SliceAnswerError: it is not an answer to this call.
     """
-    if not isinstance(answer, list) or len(answer) != len(call.limits) + 2:
+    if not isinstance(answer, list) or len(answer) != 2 * len(call.limits) + 3:
         raise SliceAnswerError("the answer has another length than the call")
     if not all(isinstance(each, int) for each in answer):
         raise SliceAnswerError("the answer holds something else than whole numbers")
-    now, learning_until, *amounts = answer
+    now, learning_until, interval, *amounts = answer
+    count = len(call.limits)
     leases = tuple(
-        Lease(limit=limit, amount=amount, ttl_seconds=lease_seconds)
-        for limit, amount in zip(call.limits, amounts, strict=True)
+        Lease(limit=limit, amount=amount, ttl_seconds=lease_seconds, short=bool(short))
+        for limit, amount, short in zip(call.limits, amounts[:count], amounts[count:], strict=True)
         if amount >= 0
     )
-    return SliceAnswer(leases=leases, learning_seconds=max(0, learning_until - now) / 1000)
+    return SliceAnswer(
+        leases=leases, learning_seconds=max(0, learning_until - now) / 1000, interval_seconds=max(0, interval) / 1000
+    )
 
 
 def _milliseconds(seconds: float) -> int:

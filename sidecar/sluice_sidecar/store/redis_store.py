@@ -1,4 +1,4 @@
-"""Takes one account's slices from a Redis server, every second or when somebody waits.
+"""Takes one account's slices from a Redis server, about every second or when somebody waits.
 
 No call ever waits for this: what was granted is used from memory, and runs out into the safe share if the server is
 slow or gone. An answer that comes too late is not used; the next report tells what the pod really holds.
@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import structlog
 
 from sluice_core.limits.admission import Admission
+from sluice_core.limits.demand import left_behind, reported
 from sluice_core.limits.redis_slices import SliceAnswerError, slice_answer, slice_call
 from sluice_core.snapshot import StorePolicy
 from sluice_sidecar.credentials import Credentials, Secret
@@ -26,6 +27,8 @@ CONNECT_SECONDS: Final = 2.0
 CALL_SECONDS: Final = 1.0
 BUSY_SECONDS: Final = 1.0
 IDLE_SECONDS: Final = 2.0
+LONGEST_SECONDS: Final = 8.0
+"""However many pods there are: a slice lasts for several calls."""
 LEAST_GAP_SECONDS: Final = 0.05
 """Between calls of a pod that is in a hurry; it doubles while the hurry brings nothing."""
 _FIRST_RETRY_SECONDS: Final = 0.25
@@ -71,7 +74,7 @@ class RedisStore:
         try:
             while True:
                 try:
-                    idle = await self._take(stopping=False)
+                    pause_seconds = await self._take(stopping=False)
                 except StoreError as error:
                     self._failed(error)
                     longest = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** min(failed, 8))
@@ -80,7 +83,7 @@ class RedisStore:
                     await asyncio.sleep(longest * jitter)
                 else:
                     failed = 0
-                    await self._hurry.pause(IDLE_SECONDS if idle else BUSY_SECONDS)
+                    await self._hurry.pause(pause_seconds)
         finally:
             await self._close()
 
@@ -94,17 +97,18 @@ class RedisStore:
         finally:
             await self._close()
 
-    async def _take(self, *, stopping: bool) -> bool:
-        """Report and put the slices that answer it into force; tell whether the account is idle."""
+    async def _take(self, *, stopping: bool) -> float:
+        """Report, put the slices that answer it into force, and return after how many seconds to call again."""
         admission = self._peer.admission
         if not admission.knows(self.upstream):
-            return True
+            return IDLE_SECONDS
         link = self._link = self._link or await self._open()
         sent_at = self._peer.clock()
-        demands = admission.demands_of(self.upstream, sent_at)
+        account = admission.account(self.upstream)
+        demands = left_behind(account, sent_at) if stopping else reported(account, sent_at)
         self._sequence += 1
         call = slice_call(
-            admission.account(self.upstream),
+            account,
             demands,
             server=link.server,
             pod=self._peer.instance,
@@ -125,7 +129,9 @@ class RedisStore:
             admission.apply_leases(answer.leases, sent_at=sent_at)
             self._hurry.weigh(answer.leases)
             self._peer.gate.pump()
-        return not any(each.used or each.wanted for each in demands)
+        self._hurry.most_seconds = seconds = max(BUSY_SECONDS / 2, min(LONGEST_SECONDS, answer.interval_seconds))
+        idle = not any(each.used or each.wanted for each in demands)
+        return max(IDLE_SECONDS, seconds) if idle else seconds
 
     async def _open(self) -> RedisLink:
         password: Secret | None = None

@@ -7,10 +7,13 @@
 --
 -- KEYS  1 the account; then three for each limit: its sums, its pods, the order in which they fall silent or expire
 -- ARGV  run id of the server, pod, sequence of the report, allocation, its share in percent, its weight where idle
---       share is lent, milliseconds of a lease, 1 if this is the last report, then ten for each limit: capacity,
+--       share is lent, milliseconds of a lease, 1 if this is the last report, then for each limit: capacity,
 --       milliseconds after a report until its holding is over, the same after a last one, what is kept for all pods
---       without a slice, what of this for the allocation, held, used, wanted, safe, least; 1 if of the whole account
--- Returns the time in milliseconds, until when nothing new is given out, and a slice per limit: -1 for an old report.
+--       without a slice, what of this for the allocation, held, used, wanted, safe, least; 1 if of the whole account;
+--       what was held until this report; in a last report what of the used is left after each further even part of
+--       its time, as words
+-- Returns the time in milliseconds, until when nothing new is given out, after how many milliseconds the pod should call
+-- again, a slice per limit (-1 for an old report), and per limit 1 if more of it is wanted than there is.
 --
 -- All numbers are whole. Times are those of the server; where its clock steps back, they stand still.
 local KEEP_SECONDS = 32 * 86400 -- of an idle account, so that it need not learn anew when its pods come back
@@ -18,7 +21,11 @@ local CLOCK_STEP = 5000 -- a step back of more than so many milliseconds is no c
 local ROTATION = 90000
 local SWEEP = 64
 local MAY_NOT_WAIT = 8 -- weight of Realtime: from there on an eighth on top of the demand is kept from being lent
-local FIELDS = 11
+local FIELDS = 13
+local CALL_AGAIN = 1000 -- milliseconds; half of it for who holds more than an even part of what others want
+local CALLS_PER_MILLISECOND = 2 -- of all pods together, but for those in a hurry
+local STEP_SLACK = 1000 -- a step comes so much later than its part of the time, as the end does
+local LONG = 20 -- leases: of a window that is longer, spare slices are small, for what a killed pod held is out so long
 
 local run, pod, sequence, allocation = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local percent, weight, lease = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -66,9 +73,11 @@ end
 local function load(index, now, epoch)
   local limit = {sums = KEYS[3 * index - 1], pods = KEYS[3 * index], order = KEYS[3 * index + 1], shares = {}, names = {}}
   local first = 8 + (index - 1) * FIELDS
-  for place, name in ipairs({'capacity', 'ends', 'stops', 'reserve', 'part', 'held', 'used', 'wanted', 'safe', 'least', 'whole'}) do
+  for place, name in ipairs({'capacity', 'ends', 'stops', 'reserve', 'part', 'held', 'used', 'wanted', 'safe', 'least', 'whole',
+    'returned'}) do
     limit[name] = tonumber(ARGV[first + place])
   end
+  limit.fading = ARGV[first + FIELDS]
   local stored = redis.call('HGETALL', limit.sums)
   local fields = {}
   for place = 1, #stored, 2 do fields[stored[place]] = stored[place + 1] end
@@ -107,18 +116,23 @@ local function share_of(limit, name)
   return share
 end
 
--- A holding: live or silent, exposure, need, safe, when it is over, sequence, allocation.
+-- A holding: live or silent, exposure, need, safe, when it is over, sequence, then when it will be how much in pairs
+-- (of a pod that has stopped), allocation. Other versions of this script know the first six and the last of these.
 local function read(limit, name)
   local packed = redis.call('HGET', limit.pods, name)
   if not packed then return nil end
   local words = unpack_words(packed)
-  return {live = words[1], exposure = words[2], need = words[3], safe = words[4], over = words[5],
-    sequence = words[6], allocation = string.match(packed, '(%S+)$')}
+  local holding = {live = words[1], exposure = words[2], need = words[3], safe = words[4], over = words[5],
+    sequence = words[6], steps = {}, allocation = string.match(packed, '(%S+)$')}
+  for place = 7, #words - 1 do holding.steps[place - 6] = words[place] end
+  return holding
 end
 
 local function write(limit, name, holding, due)
-  redis.call('HSET', limit.pods, name, pack(holding.live, holding.exposure, holding.need, holding.safe, holding.over,
-    holding.sequence, holding.allocation))
+  local words = {holding.live, holding.exposure, holding.need, holding.safe, holding.over, holding.sequence}
+  for _, word in ipairs(holding.steps) do words[#words + 1] = word end
+  words[#words + 1] = holding.allocation
+  redis.call('HSET', limit.pods, name, pack(unpack(words)))
   redis.call('ZADD', limit.order, text(due), name)
 end
 
@@ -144,6 +158,25 @@ local function add(limit, holding)
   end
 end
 
+-- What a pod that has stopped leaves behind goes in steps, as it leaves the window: when it will be how much.
+local function steps_of(limit, now)
+  local left, steps = unpack_words(limit.fading), {}
+  for part, amount in ipairs(left) do
+    steps[2 * part - 1] = now + math.ceil(limit.stops * part / (#left + 1)) + STEP_SLACK
+    steps[2 * part] = math.min(limit.used, amount)
+  end
+  return steps
+end
+
+local function fade(holding, now)
+  while holding.steps[1] and holding.steps[1] <= now do
+    holding.exposure = math.min(holding.exposure, holding.steps[2])
+    table.remove(holding.steps, 1)
+    table.remove(holding.steps, 1)
+  end
+  return math.min(holding.over, holding.steps[1] or holding.over)
+end
+
 -- Whoever has not reported for a lease wants nothing any more; what it held counts until it is over.
 local function sweep(limit, now)
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', limit.order, '-inf', text(now), 'LIMIT', 0, SWEEP)) do
@@ -155,8 +188,9 @@ local function sweep(limit, now)
       limit.count = limit.count - 1
     else
       holding.live, holding.need = 0, 0
+      local due = fade(holding, now)
       add(limit, holding)
-      write(limit, name, holding, holding.over)
+      write(limit, name, holding, due)
     end
   end
 end
@@ -173,7 +207,8 @@ local function effective(limit, now, settled)
 end
 
 -- What each allocation gets of `capacity`: its demand within its share, then idle share by weight, nobody more than
--- it wants. Returns what is promised, the grants, what is left, and what of this is kept for whom to grow.
+-- it wants. Returns what is promised, the grants, what is left, what of this is kept for whom to grow, and whether more
+-- is wanted than there is.
 local function divide(limit, capacity)
   local promised, granted, whole, left, kept, all_kept = {}, {}, 0, capacity, {}, 0
   for _, name in ipairs(limit.names) do
@@ -195,6 +230,7 @@ local function divide(limit, capacity)
       weights = weights + share.weight
     end
   end
+  local short = false
   table.sort(open, function(one, other)
     local first, second = one.wants * other.weight, other.wants * one.weight
     return first < second or (first == second and one.name < other.name)
@@ -203,14 +239,16 @@ local function divide(limit, capacity)
   for _, each in ipairs(open) do
     local lent = math.min(each.wants, math.floor(math.max(0, left) * each.weight / weights))
     granted[each.name], left, weights = granted[each.name] + lent, left - lent, weights - each.weight
+    short = short or lent < each.wants
   end
-  return promised, granted, math.max(0, left), kept
+  return promised, granted, math.max(0, left), kept, short
 end
 
 -- What the pod should have: its demand if there is enough, and headroom; else its part of what its allocation gets.
 -- If that part is too little to be of use, some pods get enough and the others nothing, in turn.
 local function target(limit, need, capacity, chance)
-  local promised, granted, left, kept = divide(limit, capacity)
+  local promised, granted, left, kept, short = divide(limit, capacity)
+  limit.short = short and 1 or 0
   local share = limit.shares[allocation]
   if share.need > granted[allocation] then
     local level = need * granted[allocation] / share.need
@@ -232,7 +270,11 @@ local function target(limit, need, capacity, chance)
   local headroom = math.floor(own / (2 * share.pods))
   if grows > 0 then headroom = headroom + math.floor(grows * need / share.need) end
   if needs > 0 then headroom = headroom + math.floor(45 * common * need / (100 * needs)) end
-  return need + headroom + math.floor(45 * common / (100 * pods))
+  headroom = headroom + math.floor(45 * common / (100 * pods))
+  if limit.stops > LONG * lease then
+    headroom = math.min(headroom, math.max(1, limit.least, math.ceil(2 * limit.capacity * lease / limit.stops)))
+  end
+  return need + headroom
 end
 
 local now, epoch, settled = begin()
@@ -250,18 +292,19 @@ for index = 1, (#KEYS - 1) / 3 do
       subtract(limit, before)
     else
       limit.count = limit.count + 1
-      if now < limit.learning then limit.learned = limit.learned + limit.held end
+      if now < limit.learning then limit.learned = limit.learned + limit.held + limit.returned end
     end
     local share = share_of(limit, allocation)
     share.percent, share.weight, share.part = percent, weight, limit.part
-    local holding = {live = 1, sequence = sequence, allocation = allocation, safe = limit.safe, over = now + limit.ends}
+    local holding = {live = 1, sequence = sequence, allocation = allocation, safe = limit.safe, over = now + limit.ends,
+      steps = {}}
     holding.exposure = math.max(limit.held, limit.safe)
     holding.need = math.min(limit.capacity, math.max(limit.wanted, limit.safe))
     if stopping then
       holding.live, holding.exposure, holding.need, holding.safe = 0, limit.used, 0, 0
-      holding.over = now + limit.stops
+      holding.over, holding.steps = now + limit.stops, steps_of(limit, now)
     end
-    limit.holding, limit.grant = holding, 0
+    limit.holding, limit.grant, limit.short = holding, 0, 0
     add(limit, holding)
     if not stopping then
       local capacity = effective(limit, now, settled)
@@ -274,10 +317,10 @@ for index = 1, (#KEYS - 1) / 3 do
   if not settled then learning_until = math.max(learning_until, limit.learning) end
 end
 
-local answer = {now, learning_until}
+local answer, again = {now, learning_until, CALL_AGAIN}, CALL_AGAIN
 for index, limit in ipairs(limits) do
   if limit.stale then
-    answer[index + 2] = -1
+    answer[index + 3] = -1
   else
     local holding = limit.holding
     if blocked then limit.grant = math.min(limit.grant, limit.held) end
@@ -285,9 +328,12 @@ for index, limit in ipairs(limits) do
     if not stopping then
       holding.exposure, limit.exposure = holding.exposure + more, limit.exposure + more
     end
-    write(limit, pod, holding, stopping and holding.over or now + lease)
-    answer[index + 2] = limit.grant
+    write(limit, pod, holding, stopping and fade(holding, now) or now + lease)
+    if limit.short == 1 and holding.exposure * limit.count > limit.capacity then again = CALL_AGAIN / 2 end
+    answer[3] = math.max(answer[3], math.ceil(limit.count / CALLS_PER_MILLISECOND))
+    answer[index + 3] = limit.grant
   end
+  answer[#limits + index + 3] = limit.short or 0
   local fields = {'epoch', epoch, 'learning', text(limit.learning), 'count', text(limit.count),
     'exposure', text(limit.exposure), 'silent', text(limit.silent), 'learned', text(limit.learned)}
   for _, name in ipairs(limit.names) do
@@ -302,4 +348,5 @@ for index, limit in ipairs(limits) do
   redis.call('HSET', limit.sums, unpack(fields))
   for _, key in ipairs({limit.sums, limit.pods, limit.order}) do redis.call('EXPIRE', key, KEEP_SECONDS) end
 end
+answer[3] = answer[3] > CALL_AGAIN and answer[3] or again
 return answer

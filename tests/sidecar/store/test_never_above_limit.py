@@ -21,6 +21,7 @@ from sluice_core.api.quotaallocation import StoreType
 from sluice_core.api.upstream import Limits, Timeouts
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.decisions import Admitted, Ask
+from sluice_core.limits.demand import left_behind, reported
 from sluice_core.limits.redis_slices import SliceCall, slice_answer, slice_call
 from sluice_core.limits.safe import reserved_share, safe_limits
 from sluice_core.selection import PodPolicy
@@ -195,6 +196,25 @@ class Clusters(RuleBasedStateMachine):
         if stopping:
             self._execute(self._call(pod, stopping=True))
 
+    @precondition(lambda self: len(self.pods) > 1)
+    @rule(
+        index=st.integers(0, 99),
+        before=st.sampled_from([1.0, 10.0, 25.0]),
+        after=st.lists(st.sampled_from([1.0, 5.0, 12.0, 20.0]), max_size=4),
+        tokens=st.integers(20, 200),
+    )
+    def pod_hands_over(self, index: int, before: float, after: list[float], tokens: int) -> None:
+        """A pod that has used all it could get stops in order; the others use what becomes free of it, step by step."""
+        self.pod_uses_all_it_can_get(index, 60, tokens)
+        self.time_passes(before)
+        self.pod_uses_all_it_can_get(index, 60, tokens)
+        self.pod_ends(index, stopping=True)
+        for seconds in [0.1, *after]:
+            self.time_passes(seconds)
+            for other in range(len(self.pods)):
+                self.pod_uses_all_it_can_get(other, 60, tokens)
+            self.reservations_stay_within_the_limit()
+
     # --- the oracle -------------------------------------------------------------------------------------------------
 
     @invariant()
@@ -211,8 +231,8 @@ class Clusters(RuleBasedStateMachine):
 
     def _call(self, pod: Pod, *, stopping: bool = False) -> SliceCall:
         pod.sequence += 1
-        demands = pod.admission.demands_of(UPSTREAM, self._now(pod))
         account = pod.admission.account(UPSTREAM)
+        demands = (left_behind if stopping else reported)(account, self._now(pod))
         return slice_call(account, demands, server=self.run, pod=pod.name, sequence=pod.sequence, stopping=stopping)
 
     def _execute(self, call: SliceCall) -> list[int]:

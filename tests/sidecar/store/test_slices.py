@@ -30,6 +30,9 @@ class Limit(NamedTuple):
     reserve: int = 0
     part: int = 0
     whole: int = 1
+    returned: int = 0
+    fading: tuple[int, ...] = ()
+    stops: int = 62_000
 
 
 class Account:
@@ -39,6 +42,8 @@ class Account:
         self.name = f"sluice:{{divide-{next(_accounts)}}}"
         self.now = 1_000_000
         self.run = RUN
+        self.interval = 0
+        self.short: list[int] = []
         self._timed = timed
         self._sequences = itertools.count(1)
         if settled:
@@ -62,9 +67,12 @@ class Account:
         ]  # fmt: skip
         for name, each in limits.items():
             keys += [f"{self.name}:{name}:{part}" for part in ("sums", "pods", "order")]
-            arguments += [each.capacity, ENDS_MS, STOPS_MS, each.reserve, each.part]
-            arguments += [each.held, each.used, each.wanted, each.safe, each.least, each.whole]
-        return self._timed.call(keys, arguments, self.now)[2:]
+            arguments += [each.capacity, LEASE_MS + each.stops + 1000, each.stops, each.reserve, each.part]
+            arguments += [each.held, each.used, each.wanted, each.safe, each.least, each.whole, each.returned]
+            arguments.append(" ".join(map(str, each.fading)))
+        _, _, self.interval, *answer = self._timed.call(keys, arguments, self.now)
+        self.short = answer[len(limits) :]
+        return answer[: len(limits)]
 
     def one(self, pod: str, wanted: int, held: int = 0, **fields: Any) -> int:
         """Report on a single limit and return the slice."""
@@ -179,6 +187,72 @@ def test_a_last_report_frees_the_slice_and_keeps_the_use(account: Account) -> No
     assert account.one("b", 5000, 700) == 1000
 
 
+def test_what_a_stopped_pod_used_is_free_in_steps(account: Account) -> None:
+    """Three quarters are there after a quarter of the window, and so on; a report that is repeated changes nothing."""
+    account.one("a", 1000)
+    last = {"held": 800, "used": 800, "fading": (600, 400, 100), "stopping": True, "sequence": 100}
+    account.one("a", 0, **last)
+    account.one("a", 0, **last)
+    got, held = [], 0
+    for part in range(1, 5):
+        account.now = 1_000_000 + STOPS_MS * part // 4
+        held = account.one("b", 5000, held)
+        account.now += 1_000  # a step comes as late as the end does
+        held = account.one("b", 5000, held)
+        got.append(held)
+    assert got == [400, 600, 900, 1000]
+
+
+def test_a_pod_hears_that_others_want_more(account: Account) -> None:
+    """Then it gives back what it does not want, and calls sooner the more it holds."""
+    account.one("a", 900)
+    assert (account.short, account.interval) == ([0], 1000)
+    account.one("b", 900)
+    assert (account.short, account.interval) == ([1], 1000)
+    account.one("a", 900, 900)
+    assert (account.short, account.interval) == ([1], 500)
+
+
+def test_what_is_given_back_is_there_in_the_same_round(account: Account) -> None:
+    """A report that holds less than was granted frees the difference, once: repeated or lost answers free no more."""
+    account.one("a", 900)
+    account.one("b", 1000)
+    account.one("a", 100, 100, sequence=50)
+    assert account.one("b", 1000, 100) == 900
+    assert account.one("a", 100, 0, sequence=50) == -1, "the same report again"
+    assert account.one("c", 1000) == 0
+    assert account.one("a", 100, 100) <= 100
+
+
+def test_what_was_given_back_with_the_first_report_is_learned(timed: Any) -> None:
+    """A store that knows nothing may give out again what a pod gives back before it has been heard of."""
+    account = Account(timed, settled=False)
+    kept = account.one("a", 100, 100, returned=300)
+    assert kept + account.one("b", 5000, 0) == 400
+
+
+@pytest.mark.parametrize(("stops", "most"), [(STOPS_MS, 1000), (87_568_000, 7)], ids=["minute", "day"])
+def test_spare_slices_of_a_day_are_small(account: Account, stops: int, most: int) -> None:
+    """What is lent ahead of demand would be out for a day if its pod were killed, so that it is two leases' worth."""
+    spare = account.one("a", 100, capacity=10_000, stops=stops) - 100
+    assert spare == most if stops != STOPS_MS else spare >= most
+    account.now += LEASE_MS + 1  # and was killed
+    assert account.one("b", 10_000, capacity=10_000, stops=stops) == 10_000 - 100 - spare
+
+
+def test_a_great_many_pods_call_less_often(timed: Any, account: Account) -> None:
+    """One server is not to be called more than about two thousand times a second."""
+    account.one("a", 10)
+    with timed.client.pipeline() as pipe:
+        for number in range(3000):
+            pipe.hset(f"{account.name}:tokens::pods", f"x{number}", f"1 0 0 0 {account.now + ENDS_MS} 1 chat")
+            pipe.zadd(f"{account.name}:tokens::order", {f"x{number}": account.now + LEASE_MS})
+        pipe.hset(f"{account.name}:tokens::sums", "count", 3001)
+        pipe.execute()
+    account.one("a", 10, 10)
+    assert account.interval == 1501
+
+
 def test_a_silent_pod_is_forgotten_after_lease_and_window(account: Account) -> None:
     """Its slice is nobody's until then, and everybody's after."""
     slice_of_dead = account.one("dead", 800)
@@ -226,7 +300,7 @@ def test_a_clock_that_steps_back_frees_nothing(account: Account, step_ms: int, f
     assert account.one("b", 5000) == (0 if forgets else 1000 - slice_of_other)
 
 
-@pytest.mark.parametrize("answer", [None, [1, 2], [1, 2, "3"], [1, 2, 3, 4], b"OK"])
+@pytest.mark.parametrize("answer", [None, [1, 2, 3], [1, 2, 3, 4, "5"], [1, 2, 3, 4, 5, 6], b"OK"])
 def test_an_answer_that_is_none_is_refused(answer: object) -> None:
     """Nothing is made of an answer of another shape."""
     with pytest.raises(SliceAnswerError):
