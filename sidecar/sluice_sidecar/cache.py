@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from copy import copy
 from typing import TYPE_CHECKING, Final
 
+from sluice_core.api.degradation import Level
+from sluice_core.api.quotaallocation import Mode
 from sluice_core.caching import MAX_KEYED_BYTES, CacheUse, Obstacle, answer_key, wishes_of
 from sluice_core.errors import BadRequestError
+from sluice_core.ladder import RANK
 from sluice_core.stored_answers import StoredAnswer, StoredAnswers
 from sluice_sidecar.admit import name_account
 from sluice_sidecar.call import Call, Sharing
@@ -64,6 +67,8 @@ class Answers:
         rule = first.cache
         if rule is None or not call.generating:
             return Lead(self, call, candidates)
+        if self._closed(call, first):
+            return Lead(self, call, candidates)
         sharing = self._sharing(call, first)
         key = sharing.key
         if isinstance(key, Obstacle):
@@ -97,6 +102,14 @@ class Answers:
         if now - self._tidied >= _TIDY_SECONDS:
             self._tidied = now
             self.stored.tidy(now)
+
+    def _closed(self, call: Call, first: Candidate) -> bool:
+        """Tell whether the level of service is below the one at which kept answers are given."""
+        admission = self._governor.admission
+        if not admission.degraded or not admission.knows(first.upstream):
+            return False
+        level = admission.standing(first.upstream, call.clock()).level
+        return RANK[level] > RANK[Level.CACHE_ONLY] and admission.account(first.upstream).mode is Mode.ENFORCE
 
     # --- what is kept
 

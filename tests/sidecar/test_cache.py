@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from sluice_core.api.base import KeySource
+from sluice_core.api.degradation import Degradation, Level
 from sluice_core.api.modelroute import Authorization, Cache
 from sluice_core.api.quotaallocation import Budget, OnExhausted, Queue
 from sluice_core.api.upstream import Breaker, Limits, Retry
@@ -321,6 +322,25 @@ def test_a_spent_budget_does_not_concern_what_is_kept(start: Any, client: Client
     assert create(api).status_code == 200
     sidecar.wait_until(lambda: create(api, extra_headers={"Cache-Control": "no-store"}).status_code == 429)
     assert use(create(api)) == "hit"
+
+
+@pytest.mark.parametrize("level", [Level.ECONOMY, Level.CACHE_ONLY, Level.STATIC, Level.MAINTENANCE])
+def test_kept_answers_are_given_down_to_their_level(
+    start: Any, client: Client, mock: Any, policies: Any, level: Level
+) -> None:
+    """Whoever sets the service to fixed answers, or to none, wants no kept ones either."""
+    sidecar = start(cached(policies, mock, quotas=(policies.quota(),)))
+    api = client(sidecar.base_url)
+    assert use(create(api)) == "miss"
+    quota = policies.quota(degradation=Degradation(level=level, static_message="We are busy."))
+    sidecar.runs(sidecar.apply(cached(policies, mock, quotas=(quota,))))
+    answer = create(api)
+    if level in (Level.ECONOMY, Level.CACHE_ONLY):
+        assert use(answer) == "hit"
+    else:
+        assert "x-sluice-cache" not in answer.headers
+        assert answer.status_code == (200 if level is Level.STATIC else 503)
+    assert len(mock.ledger) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
