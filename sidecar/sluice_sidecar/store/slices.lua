@@ -20,6 +20,7 @@ local KEEP_SECONDS = 32 * 86400 -- of an idle account, so that it need not learn
 local CLOCK_STEP = 5000 -- a step back of more than so many milliseconds is no correction: begin anew
 local ROTATION = 90000
 local SWEEP = 64
+local SHORT = 60000 -- for so long after a shortage what is not needed is given back: permits come back in waves
 local MAY_NOT_WAIT = 8 -- weight of Realtime: from there on an eighth on top of the demand is kept from being lent
 local FIELDS = 13
 local CALL_AGAIN = 1000 -- milliseconds; half of it for who holds more than an even part of what others want
@@ -86,13 +87,13 @@ local function load(index, now, epoch)
       or redis.call('ZCARD', limit.order) ~= limit.count then
     redis.call('DEL', limit.sums, limit.pods, limit.order) -- another epoch, or evicted in part
     limit.count, limit.learning = 0, now + limit.ends
-    limit.exposure, limit.silent, limit.learned = 0, 0, 0
+    limit.exposure, limit.silent, limit.learned, limit.short_at = 0, 0, 0, -SHORT
     redis.call('HSET', limit.sums, 'epoch', epoch, 'learning', text(limit.learning))
     return limit
   end
   limit.learning = tonumber(fields.learning)
   limit.exposure, limit.silent = tonumber(fields.exposure), tonumber(fields.silent)
-  limit.learned = tonumber(fields.learned)
+  limit.learned, limit.short_at = tonumber(fields.learned), tonumber(fields.short) or -SHORT
   for field, packed in pairs(fields) do
     if string.sub(field, 1, 2) == 'a:' then
       local name, words = string.sub(field, 3), unpack_words(packed)
@@ -246,9 +247,10 @@ end
 
 -- What the pod should have: its demand if there is enough, and headroom; else its part of what its allocation gets.
 -- If that part is too little to be of use, some pods get enough and the others nothing, in turn.
-local function target(limit, need, capacity, chance)
+local function target(limit, need, capacity, chance, now)
   local promised, granted, left, kept, short = divide(limit, capacity)
-  limit.short = short and 1 or 0
+  if short then limit.short_at = now end
+  limit.short = now - limit.short_at < SHORT and 1 or 0
   local share = limit.shares[allocation]
   if share.need > granted[allocation] then
     local level = need * granted[allocation] / share.need
@@ -308,7 +310,7 @@ for index = 1, (#KEYS - 1) / 3 do
     add(limit, holding)
     if not stopping then
       local capacity = effective(limit, now, settled)
-      local aim = target(limit, holding.need, math.max(0, capacity - limit.silent), chance)
+      local aim = target(limit, holding.need, math.max(0, capacity - limit.silent), chance, now)
       limit.grant = math.max(0, math.min(aim, capacity - (limit.exposure - holding.exposure)))
       local one_more = math.min(limit.wanted, limit.used + math.max(1, limit.least))
       if limit.whole == 1 and limit.wanted > limit.held and limit.grant < one_more then blocked = true end
@@ -335,7 +337,7 @@ for index, limit in ipairs(limits) do
   end
   answer[#limits + index + 3] = limit.short or 0
   local fields = {'epoch', epoch, 'learning', text(limit.learning), 'count', text(limit.count),
-    'exposure', text(limit.exposure), 'silent', text(limit.silent), 'learned', text(limit.learned)}
+    'exposure', text(limit.exposure), 'silent', text(limit.silent), 'learned', text(limit.learned), 'short', text(limit.short_at)}
   for _, name in ipairs(limit.names) do
     local share = limit.shares[name]
     if share.pods > 0 or share.safe > 0 or name == allocation then
