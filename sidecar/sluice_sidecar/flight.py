@@ -73,6 +73,7 @@ class Lead:
         """
         call = self._call
         if self._key is None or call.fallback is not None or call.degraded or call.shrunk is not None:
+            self._land(None, on=True)
             return
         self._grant = grant
         if isinstance(result, Whole):
@@ -123,13 +124,14 @@ class Lead:
             self._answers.stored.put(self._key, answer, rule.keep_seconds)
         self._land(answer)
 
-    def _land(self, answer: StoredAnswer | None) -> None:
+    def _land(self, answer: StoredAnswer | None, *, on: bool = False) -> None:
+        """Give those who wait the answer. Without one they go on: all of them at once if the call itself goes `on`."""
         sharing, key = self._call.sharing, self._key
         flight = sharing.flight if sharing is not None else None
         if sharing is None or flight is None or key is None:
             return
         sharing.flight = None
-        flight.left = answer is None and self._call.outcome is None
+        flight.left = answer is None and self._call.outcome is None and not on
         if self._answers.flights.get(key) is flight:
             del self._answers.flights[key]
         flight.land(answer)

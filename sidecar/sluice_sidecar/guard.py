@@ -42,7 +42,7 @@ from sluice_sidecar.grant import Grant
 from sluice_sidecar.headers import BadFieldError
 from sluice_sidecar.hold import HeldError, Waiters
 from sluice_sidecar.journey import Journey
-from sluice_sidecar.ladder import descend, economy, where_stopped
+from sluice_sidecar.ladder import Levels
 from sluice_sidecar.order import order_for
 from sluice_sidecar.plan import Plan, degraded_plan, smaller
 from sluice_sidecar.refusals import circuit_open, no_credential
@@ -87,6 +87,7 @@ class Guard:
         self._pacing = governor.pacing
         self._holds = governor.pacing.holds
         self._waiters = Waiters()
+        self.levels = Levels(governor)
 
     async def answer(self, call: Call, candidates: Candidates) -> Granted | Static | Replay:
         """Return the first answer worth showing.
@@ -109,10 +110,10 @@ class Guard:
             if journey.given_up:
                 break
         if (stopped := journey.stopped()) is not None:
-            for candidate in where_stopped(call, self._admission, candidates, stopped):
+            for candidate in self.levels.where_stopped(call, candidates, stopped):
                 call.fallback = candidate.fallback
-                if (fixed := _static(call, candidate)) is not None:
-                    return fixed
+                if (found := candidate.replay or _static(call, candidate)) is not None:
+                    return found
         raise journey.end()
 
     async def admit(self, call: Call, candidate: Candidate) -> Grant:
@@ -195,7 +196,7 @@ class Guard:
         upstream = self._governor.upstreams.get(candidates[0].upstream)
         if upstream is not None:
             self._name_account(call, candidates[0], upstream)
-        return descend(call, self._admission, candidates)
+        return self.levels.descend(call, candidates)
 
     def _name_account(self, call: Call, candidate: Candidate, upstream: Upstream) -> Plan:
         plan = candidate.plan
@@ -210,7 +211,7 @@ class Guard:
         call.upstream, call.model = plan.key, candidate.model or call.facts.model
         if call.opaque_body:  # it goes as it is
             call.model = call.facts.model or candidate.model
-        if self._admission.degraded and (cheaper := economy(call, self._admission, plan.key)) is not None:
+        if self._admission.degraded and (cheaper := self.levels.economy(call, plan.key)) is not None:
             call.model = cheaper.model or call.model
             plan = degraded_plan(plan, cheaper.max_output_tokens)
         return plan

@@ -63,8 +63,11 @@ class Degradation(Value, frozen=True, kw_only=True):
     on_open_breaker: Annotated[
         Level | None,
         Meta(
-            description="Level of calls for which every upstream is stopped by its breaker; default they are refused.",
-            extra_json_schema=_without(Level.FULL, Level.ECONOMY),
+            description=(
+                "Level of calls for which every upstream is stopped by its breaker, fallbacks included; default they "
+                "are refused."
+            ),
+            extra_json_schema=_without(Level.FULL, Level.ECONOMY, Level.CACHE_ONLY),
         ),
     ] = None
     degrade_to: Annotated[

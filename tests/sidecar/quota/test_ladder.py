@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from sluice_core.api.degradation import BudgetStep, Degradation, Degraded, Level
+from sluice_core.api.modelroute import Cache
 from sluice_core.api.quotaallocation import Budget, Mode, OnExhausted, Priority, WholeDegradation
 from sluice_core.api.upstream import Breaker, Limits
 from sluice_core.snapshot import ArmPolicy, FallbackPolicy, QuotaPolicy, SplitPolicy
@@ -229,6 +230,68 @@ def test_one_pod_alone_goes_down_its_steps(start: Any, client: Client, mock: Any
     assert _level(create(api)) == "Full"
     sidecar.wait_until(lambda: _level(create(api)) == "Static")
     assert "cause=Budget" in create(api).headers["x-sluice-decision"]
+
+
+KEPT = {"rule": {"cache": Cache(ttl_seconds=3600)}}
+
+
+def test_cache_only_by_hand_gives_what_is_kept_and_refuses_the_rest(
+    start: Any, client: Client, mock: Any, policies: Any
+) -> None:
+    """Nothing is sent; taken away, the answers that were kept are still there."""
+    sidecar = start(governed(policies, mock, **KEPT))
+    api = client(sidecar.base_url)
+    kept = text_of(create(api, temperature=0))
+    sidecar.runs(sidecar.apply(governed(policies, mock, degradation=Degradation(level=Level.CACHE_ONLY), **KEPT)))
+    answer = create(api, temperature=0)
+
+    assert (answer.status_code, text_of(answer)) == (200, kept)
+    assert answer.headers["x-sluice-cache"].startswith("hit; age=")
+    assert "level=CacheOnly; cause=Hand" in answer.headers["x-sluice-decision"]
+    record = sidecar.record(answer.headers["x-sluice-call-id"])
+    assert (record["level"], record["cache"], record["degraded"]) == ("CacheOnly", "Hit", True)
+    for unknown in ({"temperature": 0, "max_tokens": 7}, {"temperature": 1}):
+        refused = create(api, **unknown)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "degraded")
+        assert (refused.headers["retry-after"], refused.headers["x-should-retry"]) == ("60", "false")
+    assert len(mock.ledger) == 1
+    sidecar.runs(sidecar.apply(governed(policies, mock, **KEPT)))
+    assert "x-sluice-decision" not in create(api, temperature=0).headers
+    assert len(mock.ledger) == 1
+
+
+@pytest.mark.parametrize("level", [Level.STATIC, Level.MAINTENANCE])
+def test_a_kept_answer_is_no_way_around_a_higher_level(
+    start: Any, client: Client, mock: Any, policies: Any, level: Level
+) -> None:
+    """Whoever goes above CacheOnly does not want the answers that are kept."""
+    sidecar = start(governed(policies, mock, **KEPT))
+    api = client(sidecar.base_url)
+    create(api, temperature=0)
+    higher = Degradation(level=level, static_message=SORRY)
+    sidecar.runs(sidecar.apply(governed(policies, mock, degradation=higher, **KEPT)))
+    answer = create(api, temperature=0)
+
+    assert text_of(answer) == SORRY if level is Level.STATIC else answer.json()["error"]["code"] == "maintenance"
+    assert "x-sluice-cache" not in answer.headers
+
+
+def test_what_a_cheaper_model_said_is_not_kept_for_the_full_service(
+    start: Any, client: Client, mock: Any, policies: Any
+) -> None:
+    """An answer of Economy is good for the call that got it alone."""
+    by_hand = Degradation(level=Level.ECONOMY, degrade_to=CHEAPER)
+    sidecar = start(governed(policies, mock, degradation=by_hand, **KEPT))
+    api = client(sidecar.base_url)
+    create(api, temperature=0)
+    assert mock.ledger.last.model_requested == "gpt-4.1-nano"
+    sidecar.runs(sidecar.apply(governed(policies, mock, **KEPT)))
+    create(api, temperature=0)
+    assert mock.ledger.last.model_requested == "gpt-4.1"
+    sidecar.runs(sidecar.apply(governed(policies, mock, degradation=by_hand, **KEPT)))
+    answer = create(api, temperature=0)
+    assert answer.headers["x-sluice-cache"].startswith("hit"), "what is kept of the full model costs nothing"
+    assert len(mock.ledger) == 2
 
 
 FRAGILE = {"breaker": Breaker(consecutive_failures=1, minimum_requests=1, open_seconds=60)}
