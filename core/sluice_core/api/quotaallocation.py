@@ -91,8 +91,9 @@ class Store(Value, frozen=True, kw_only=True):
                 ge=1,
                 le=64,
                 description=(
-                    "How many clusters share the account, 1 by default; "
-                    "what pods may use while the store is away is divided by it."
+                    "How many clusters share the account, 1 by default. What pods may use while the store is away and "
+                    "the limits of single users are divided by it, for each cluster counts its users alone; "
+                    "budgets are not: each cluster may spend them."
                 ),
             ),
         ]

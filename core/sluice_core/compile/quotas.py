@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from sluice_core.api.base import UpstreamRef
-from sluice_core.api.quotaallocation import Allocation, Budget, QuotaAllocation, QuotaAllocationSpec, StoreType
+from sluice_core.api.quotaallocation import Allocation, Budget, PerUser, QuotaAllocation, QuotaAllocationSpec, StoreType
 from sluice_core.compile.selectors import implies
 from sluice_core.compile.tiers import has_any_limit
 from sluice_core.compile.upstreams import NamespaceLabels, UpstreamIndex, namespace_labels, store_password_file
 from sluice_core.limits.accounts import UNALLOCATED
+from sluice_core.limits.money import usd_micros, usd_text
 from sluice_core.limits.safe import reserved_share, rounded_up, safe_limits, safe_model_limits
 from sluice_core.problems import Reason, Report, ResourceId
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, StorePolicy, UpstreamPolicy
@@ -92,7 +93,7 @@ class Quota:
             share_percent=allocation.share_percent,
             priority=allocation.priority,
             mode=allocation.mode or self._spec.mode,
-            per_user=allocation.per_user,
+            per_user=_in_one_of(clusters, allocation.per_user) if allocation.per_user is not None else None,
             queue=allocation.queue,
             budget=allocation.budget,
             degradation=allocation.degradation,
@@ -100,6 +101,31 @@ class Quota:
             safe=safe_limits(self._upstream.limits, allocation.share_percent, sharers),
             model_safe=safe_model_limits(self._upstream.model_limits, allocation.share_percent, sharers),
         )
+
+
+def _in_one_of(clusters: int, per_user: PerUser) -> PerUser:
+    """Return what users may in one of so many clusters: an even part, for clusters count users each for itself."""
+    if clusters == 1:
+        return per_user
+
+    def part(limit: int | None) -> int | None:
+        return max(1, limit // clusters) if limit else limit
+
+    classes = (
+        msgspec.structs.replace(
+            each,
+            requests_per_minute=part(each.requests_per_minute),
+            tokens_per_minute=part(each.tokens_per_minute),
+        )
+        for each in per_user.classes
+    )
+    return msgspec.structs.replace(
+        per_user,
+        requests_per_minute=part(per_user.requests_per_minute),
+        tokens_per_minute=part(per_user.tokens_per_minute),
+        daily_usd=usd_text(part(usd_micros(per_user.daily_usd)) or 0) if per_user.daily_usd is not None else None,
+        classes=tuple(classes),
+    )
 
 
 def _store(key: str, spec: QuotaAllocationSpec) -> StorePolicy:

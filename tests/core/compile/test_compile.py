@@ -413,6 +413,30 @@ def test_every_problem_names_a_field_and_a_mend() -> None:
     assert list(result.problems) == sorted(result.problems)
 
 
+def test_users_have_an_even_part_of_their_limits_in_each_cluster() -> None:
+    """Clusters count users each for itself, so that together they allow no more than was declared."""
+    classes = [{"value": "pro", "requestsPerMinute": 60}, {"value": "free", "requestsPerMinute": 2}]
+    per_user = {
+        "key": {"header": "x-user-id"},
+        "requestsPerMinute": 20,
+        "tokensPerMinute": 0,
+        "dailyUSD": "1.00",
+        "classHeader": "x-class",
+        "classes": classes,
+    }
+    chat = {"name": "chat", "sharePercent": 60, "workloads": CHAT, "perUser": per_user}
+    store = {"type": "Redis", "url": "redis://redis", "clusters": 3}
+
+    def users(**more: Any) -> Any:
+        return compile_namespaces([upstream(), quota("openai", chat, **more)], {"shop": {}}).quotas[0].allocations[0]
+
+    whole, third = users().per_user, users(store=store).per_user
+    assert (whole.requests_per_minute, whole.tokens_per_minute, whole.daily_usd) == (20, 0, "1.00")
+    assert (third.requests_per_minute, third.tokens_per_minute, third.daily_usd) == (6, 0, "0.333333")
+    assert [each.requests_per_minute for each in third.classes] == [20, 1], "no less than one call"
+    assert [each.tokens_per_minute for each in third.classes] == [None, None]
+
+
 def test_a_store_is_named_with_its_password_by_file_and_its_share_of_safety() -> None:
     """Clusters that share an account divide what a pod may use without a slice; the Secret's name stays behind."""
     store = {"type": "Redis", "url": "rediss://redis:6379/1", "secretRef": {"name": "redis", "key": "password"}}
