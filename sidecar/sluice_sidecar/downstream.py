@@ -14,6 +14,7 @@ from sluice_sidecar.headers import Field, lines_of
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 BODY_IDLE_SECONDS = 60.0
+_DRAINED_BYTES = 16_384
 _NO_BODY = frozenset({204, 304})
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
@@ -66,6 +67,13 @@ class Downstream:
 
     # --- the request's body
 
+    def body_at_hand(self) -> bytes | None:
+        """Return the whole body if it came with its head, as most do that are small; None if it is for `read_body`."""
+        content = self._request.content
+        if not content.is_eof():
+            return None
+        return b"" if content.at_eof() else content.read_nowait()
+
     async def read_body(self, limit: int = MAX_BODY_BYTES) -> bytes:
         """Return the whole body.
 
@@ -73,10 +81,9 @@ class Downstream:
             BodyTooLargeError: it is larger than `limit`; at most that much has been read.
             BrokenBodyError: nothing came for a while.
         """
-        content = self._request.content
-        if not content.is_eof():
+        body = self.body_at_hand()
+        if body is None:
             return await self._gather(limit)
-        body = b"" if content.at_eof() else content.read_nowait()  # as small as most, it came with its head
         if len(body) > limit:
             raise BodyTooLargeError
         return body
@@ -145,16 +152,18 @@ class Downstream:
         self.bytes_written = len(body)
         transport.write(head + self._framed(body) if body and not self._head_only else head)
 
-    async def send(
-        self, status: int, reason: str, fields: Sequence[Field], body: bytes, *, passed: bytes = b""
-    ) -> None:
-        """Write the whole answer at once."""
+    async def send(self, status: int, reason: str, fields: Sequence[Field], body: bytes) -> None:
+        """Write the whole answer at once, and wait if the application reads a large one slowly."""
+        if self.put_whole(status, reason, fields, body):
+            await self.drain()
+
+    def put_whole(self, status: int, reason: str, fields: Sequence[Field], body: bytes, *, passed: bytes = b"") -> bool:
+        """Write the whole answer at once; tell whether to wait until the application has read some of it."""
         transport = self._transport()
         head = self._head(status, reason, passed + lines_of(fields, errors="replace"), len(body))
         self.bytes_written = len(body)
         transport.write(head if self._head_only or status in _NO_BODY else head + body)
-        if len(body) > 16_384:
-            await self._writer.drain()
+        return len(body) > _DRAINED_BYTES
 
     def put(self, chunk: bytes) -> bool:
         """Write a part of the body; tell whether the application reads more slowly than the upstream sends."""

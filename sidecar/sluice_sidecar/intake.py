@@ -42,7 +42,7 @@ async def read(call: Call, request: web.BaseRequest, counter: ExactCounter) -> N
     if not looked_into:
         await _read_form(call, request.content_length)
         return
-    call.body = await _whole_body(call)
+    call.body = call.downstream.body_at_hand() or await _whole_body(call)
     call.request_bytes = len(call.body)
     if call.fields.first.get("content-encoding", "identity").lower() != "identity":
         raise _bad_request("A compressed request body is not accepted here; send it plain.")

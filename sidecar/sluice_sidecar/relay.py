@@ -28,7 +28,9 @@ async def relay_whole(call: Call, whole: Whole, extra: list[Field]) -> None:
     learn(call, whole.answer)
     passed = whole.fields.passed_back(_LENGTH)
     try:
-        await call.downstream.send(whole.status, whole.reason, extra, whole.body, passed=passed)
+        downstream = call.downstream
+        if downstream.put_whole(whole.status, whole.reason, extra, whole.body, passed=passed):
+            await downstream.drain()
     except ClientGoneError:
         call.outcome = call.outcome or Outcome.CLIENT_CLOSED
 

@@ -128,7 +128,7 @@ class Account:
             self.meters[model, dimension] = meter
             return
         meter.name = key.text
-        meter.allowance.ceiling, meter.allowance.safe, meter.allowance.sole = ceiling, safe_amount, sole
+        meter.allowance.configure(ceiling=ceiling, safe=safe_amount, sole=sole)
         if isinstance(meter, SlotMeter):
             meter.slots.hold_seconds = hold_seconds
 

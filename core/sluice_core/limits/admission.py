@@ -11,7 +11,7 @@ from sluice_core.limits.accounts import UNALLOCATED, Account, budgets_of
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
 from sluice_core.limits.demand import demands_of, left_behind, reported
 from sluice_core.limits.keys import LEASED, Dimension, Layer, pattern_for
-from sluice_core.limits.meters import MONEY_UNIT, REQUEST_UNIT, SLOT_UNIT, TOKEN_UNIT, Meter, RateMeter
+from sluice_core.limits.meters import Meter, RateMeter
 from sluice_core.limits.spent_budgets import SpentBudgets
 from sluice_core.selection import PodPolicy
 from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease, SpentShare, UserAnswer, UserReport
@@ -111,19 +111,18 @@ class Admission:
         if not reservation.open:
             return
         reservation.open = False
-        amounts, floor_tokens = reservation.amounts, reservation.ask.floor_tokens
+        _, reserved, priced, slots, _ = reservation.amounts
+        more_money = 0 if usd_micros is None else usd_micros - priced
+        more_tokens = of_user = 0
+        if tokens is not None:
+            of_user = max(0, tokens) - reserved
+            more_tokens = max(min(reservation.ask.floor_tokens, reserved), tokens) - reserved
+        # By unit. A request is one, whatever came of it.
+        changes = (0, more_tokens, more_money, -slots, of_user)
         for meter, slot in zip(reservation.meters, reservation.slots, strict=True):
-            unit = meter.unit
-            if unit == REQUEST_UNIT:
-                continue  # a request is one, whatever came of it
-            amount = amounts[unit]
-            if unit == SLOT_UNIT:
-                meter.adjust(slot, -amount, now)
-            elif unit == TOKEN_UNIT and tokens is not None:
-                floor = 0 if meter.layer is Layer.USER else min(floor_tokens, amount)
-                meter.adjust(slot, max(floor, tokens) - amount, now)
-            elif unit == MONEY_UNIT and usd_micros is not None:
-                meter.adjust(slot, usd_micros - amount, now)
+            change = changes[meter.unit]
+            if change:
+                meter.adjust(slot, change, now)
 
     def release(self, reservation: Reservation, now: float) -> None:
         """Give back everything: the attempt never left. A second call does nothing."""
@@ -191,7 +190,7 @@ class Admission:
         for dimension in LEASED:
             meter = account.meters.get((pattern, dimension))
             if meter is not None:
-                meter.allowance.pace = pace
+                meter.allowance.slow_down(pace)
 
     def governs(self, upstream: str, model: str | None, dimension: Dimension) -> bool:
         """Tell whether a limit in this dimension is declared for calls of a model."""

@@ -7,6 +7,8 @@ from msgspec import Struct
 from sluice_core.limits.keys import Dimension, Layer
 from sluice_core.limits.meters import Meter
 
+Amounts = tuple[int, int, int, int, int]
+
 
 class Ask(Struct, frozen=True, kw_only=True):
     """What one attempt at an upstream will use, as an estimate.
@@ -25,9 +27,9 @@ class Ask(Struct, frozen=True, kw_only=True):
     user_class: str | None = None
 
     @property
-    def amounts(self) -> tuple[int, int, int, int]:
-        """Return what is asked for: requests, tokens, money and slots, as `Meter.unit` counts them."""
-        return (self.requests, self.tokens, self.usd_micros, 1 if self.requests else 0)
+    def amounts(self) -> Amounts:
+        """Return what is asked for: requests, tokens, money, slots and a user's tokens, as `Meter.unit` counts them."""
+        return (self.requests, self.tokens, self.usd_micros, 1 if self.requests else 0, self.tokens)
 
 
 class Reservation:
@@ -40,7 +42,7 @@ class Reservation:
         number: int,
         upstream: str,
         ask: Ask,
-        amounts: tuple[int, int, int, int],
+        amounts: Amounts,
         meters: tuple[Meter, ...],
         slots: list[int],
     ) -> None:

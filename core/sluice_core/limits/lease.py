@@ -16,7 +16,19 @@ class Allowance:
     A sole pod needs no lease: the whole is its own.
     """
 
-    __slots__ = ("_amount", "_expires_at", "answered", "ceiling", "pace", "reported", "safe", "short", "sole")
+    __slots__ = (
+        "_amount",
+        "_expires_at",
+        "answered",
+        "ceiling",
+        "pace",
+        "reported",
+        "safe",
+        "short",
+        "sole",
+        "usable",
+        "usable_until",
+    )
 
     def __init__(self, *, ceiling: int, safe: int, sole: bool) -> None:
         self.ceiling = ceiling
@@ -24,6 +36,9 @@ class Allowance:
         self.sole = sole
         self.pace = 1.0
         """The part of it to use while the upstream throttles."""
+        self.usable: float = 0
+        self.usable_until = float("-inf")
+        """Until when `usable` may be used within any window, without asking `may_use`; an infinite one is no limit."""
         self.reported = 0
         """What the latest report wanted."""
         self.answered = 0
@@ -42,6 +57,23 @@ class Allowance:
             if held < amount:
                 amount = held
         return amount if self.pace >= 1.0 else math.ceil(amount * self.pace)
+
+    def may_use(self, now: float) -> float:
+        """Return, and remember as `usable`, what may be used within any window that ends now; infinite if all."""
+        self.usable = self.amount(now) if self.ceiling else math.inf
+        leased = not self.sole and now < self._expires_at
+        self.usable_until = self._expires_at if leased else math.inf
+        return self.usable
+
+    def configure(self, *, ceiling: int, safe: int, sole: bool) -> None:
+        """Put another limit into force; a lease stays."""
+        self.ceiling, self.safe, self.sole = ceiling, safe, sole
+        self.usable_until = float("-inf")
+
+    def slow_down(self, pace: float) -> None:
+        """Use only this part from now on."""
+        self.pace = pace
+        self.usable_until = float("-inf")
 
     def leased(self, now: float) -> int:
         """Return the amount of the lease, 0 once it has run out."""
@@ -63,6 +95,7 @@ class Allowance:
         self._amount = amount
         self._expires_at = expires_at
         self.answered = self.reported
+        self.usable_until = float("-inf")
 
     def give_back(self, wanted: int, now: float) -> None:
         """Keep no more of the lease than is wanted, before saying what is held: others may have the rest at once.
@@ -71,11 +104,12 @@ class Allowance:
         """
         if self.short and wanted < self.leased(now):
             self._amount = wanted
+            self.usable_until = float("-inf")
 
     def drop(self) -> None:
         """Forget the lease."""
         self._amount = 0
-        self._expires_at = float("-inf")
+        self._expires_at = self.usable_until = float("-inf")
 
 
 SAFE_PERMILLE = 50

@@ -18,6 +18,7 @@ REQUEST_UNIT: Final = 0
 TOKEN_UNIT: Final = 1
 MONEY_UNIT: Final = 2
 SLOT_UNIT: Final = 3
+USER_TOKEN_UNIT: Final = 4  # the same as tokens, but settled without the floor that the upstream charges
 _UNITS: Final = {
     Dimension.REQUESTS: REQUEST_UNIT,
     Dimension.REQUESTS_DAY: REQUEST_UNIT,
@@ -173,12 +174,16 @@ class RateMeter(Meter):
         allowance, window = self.allowance, self.window
         if now >= window.newest_ends:
             window.expire(now)
-        if allowance.ceiling and window.used + amount > allowance.amount(now) and amount:
-            return None
+        used = window.used + amount
+        if used > (allowance.usable if now < allowance.usable_until else allowance.may_use(now)) and amount:
+            return self._take_all_the_same(amount, now)
         slot, amounts = window.newest, window.amounts
         amounts[slot] = amounts.get(slot, 0) + amount
-        window.used += amount
+        window.used = used
         return slot
+
+    def _take_all_the_same(self, amount: int, now: float) -> int | None:  # noqa: ARG002 - some meters have exceptions
+        return None
 
     def adjust(self, slot: int, delta: int, now: float) -> None:
         window = self.window
@@ -239,7 +244,8 @@ class SlotMeter(Meter):
 
     def take_if_fits(self, amount: int, now: float) -> int | None:
         allowance, slots = self.allowance, self.slots
-        if allowance.ceiling and slots.expire(now) + amount > allowance.amount(now):
+        usable = allowance.usable if now < allowance.usable_until else allowance.may_use(now)
+        if slots.used + amount > usable and slots.expire(now) + amount > usable:
             return None
         return slots.take(now) if amount else 0
 

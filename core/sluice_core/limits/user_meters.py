@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from sluice_core.limits.keys import Dimension, Layer
 from sluice_core.limits.lease import Allowance
-from sluice_core.limits.meters import Meter, RateMeter
+from sluice_core.limits.meters import USER_TOKEN_UNIT, Meter, RateMeter
 
 _DAY_SECONDS: Final = 86_400.0
 
@@ -14,8 +15,9 @@ _DAY_SECONDS: Final = 86_400.0
 class UserAllowance(Allowance):
     """How much of a user's limit this pod may use. Whoever looks the user up sets it, for it changes with time.
 
-    `room` is what may be used within any window that ends now. `leases` says that somebody may lease more. `alone` says
-    that nobody does: then a single call goes that is larger than `room`, if nothing else was used within the window.
+    `room` is what may be used within any window that ends now, at most the ceiling. `leases` says that somebody may
+    lease more. `alone` says that nobody does: then a single call goes that is larger than `room`, if nothing else was
+    used within the window.
     """
 
     __slots__ = ("alone", "leases", "listed", "room")
@@ -29,7 +31,11 @@ class UserAllowance(Allowance):
 
     def amount(self, now: float) -> int:  # noqa: ARG002 - as of all allowances
         """Return what may be used within any window that ends now."""
-        return min(self.ceiling, self.room)
+        return self.room
+
+    def may_use(self, now: float) -> float:  # noqa: ARG002 - as of all allowances
+        """Return what may be used within any window that ends now, infinite without a limit."""
+        return self.room if self.ceiling else math.inf
 
     def largest(self) -> int:
         """Return the most that could ever be granted."""
@@ -48,15 +54,14 @@ class UserRateMeter(RateMeter):
 
     def __init__(self, *, name: str, dimension: Dimension) -> None:
         super().__init__(name=name, layer=Layer.USER, dimension=dimension, allowance=UserAllowance())
+        if dimension is Dimension.TOKENS:
+            self.unit = USER_TOKEN_UNIT
 
     def fits(self, amount: int, now: float) -> bool:
         return super().fits(amount, now) or self._goes_alone(amount, now)
 
-    def take_if_fits(self, amount: int, now: float) -> int | None:
-        slot = super().take_if_fits(amount, now)
-        if slot is None and self._goes_alone(amount, now):
-            return self.window.take(amount, now)
-        return slot
+    def _take_all_the_same(self, amount: int, now: float) -> int | None:
+        return self.window.take(amount, now) if self._goes_alone(amount, now) else None
 
     def earliest(self, amount: int, now: float) -> float | None:
         allowance = self.allowance
@@ -121,10 +126,13 @@ class UserMoneyMeter(Meter):
         return self._serial
 
     def take_if_fits(self, amount: int, now: float) -> int | None:
-        allowance = self.allowance
-        if allowance.ceiling and self.used(now) + amount > allowance.amount(now):
+        used = (self._used if self._serial == self._day.serial else self.used(now)) + amount
+        if used > self.allowance.may_use(now):
             return None
-        return self.take(amount, now)
+        self._used = used
+        if amount:
+            self._day.changed.add(self.user)
+        return self._serial
 
     def adjust(self, slot: int, delta: int, now: float) -> None:
         # What a call cost more than was reserved for it counts on the day on which that is known.

@@ -209,11 +209,13 @@ class UserLimits:
             return
         safe = self._safe.get(ceilings)
         if safe is None:
-            safe = self._safe[ceilings] = safe_share(ceilings[0], self._pods, 1), safe_share(ceilings[1], self._pods, 0)
+            shares = safe_share(ceilings[0], self._pods, 1), safe_share(ceilings[1], self._pods, 0)
+            safe = self._safe[ceilings] = min(ceilings[0], shares[0]), min(ceilings[1], shares[1])
         listing = self._listed.get(user) if self._listed else None
         if listing is not None and now < listing.until:
             requests.listed = tokens.listed = True
-            requests.room, tokens.room = listing.room(safe, now)
+            room = listing.room(safe, now)
+            requests.room, tokens.room = min(ceilings[0], room[0]), min(ceilings[1], room[1])
         else:
             requests.listed = tokens.listed = False
             requests.room, tokens.room = safe if self._open else _NOTHING
