@@ -23,6 +23,7 @@ from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.governor import Governor
 from sluice_sidecar.guard import Granted, Guard, Static
 from sluice_sidecar.headers import Field, RequestFields
+from sluice_sidecar.incoming import Incoming
 from sluice_sidecar.intake import identify, read
 from sluice_sidecar.ladder import decision
 from sluice_sidecar.realtime import serve_websocket
@@ -60,7 +61,7 @@ class Proxy:
         self._last_has_left: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, request: Incoming) -> web.StreamResponse:
         """Serve one request. Every way out leaves the call settled, or in the hands of a task that settles it."""
         downstream = Downstream(request, closing=self._governor.stopping)
         name = request.method, request.raw_path
@@ -72,7 +73,7 @@ class Proxy:
             target=operation.target,
             endpoint=operation.endpoint,
             generating=operation.generating,
-            fields=RequestFields(request.raw_headers),
+            fields=RequestFields(request.fields),
             downstream=downstream,
             clock=self._governor.clock,
         )
@@ -84,7 +85,7 @@ class Proxy:
         finally:
             self._tasks.discard(task)
 
-    async def _serve(self, call: Call, request: web.BaseRequest) -> web.StreamResponse:
+    async def _serve(self, call: Call, request: Incoming) -> web.StreamResponse:
         candidates: Candidates | None = None
         try:
             await read(call, request, self._governor.counter)  # 1. what a decision needs, and no more
@@ -99,8 +100,8 @@ class Proxy:
                 self._leave(call)
         if candidates is None:
             return call.downstream.reply
-        if is_websocket(request):
-            return await self._websocket(call, request, candidates)
+        if request.handshake is not None and is_websocket(request.handshake):
+            return await self._websocket(call, request.handshake, candidates)
         work = self._fulfil(call, candidates)
         await (self._outlive_client(call, work) if call.outlives_client else work)
         return call.downstream.reply
@@ -149,7 +150,7 @@ class Proxy:
 
     # --- the stages, in so far as they are not modules of their own
 
-    async def _find(self, name: tuple[str, str], request: web.BaseRequest, downstream: Downstream) -> _Operation | None:
+    async def _find(self, name: tuple[str, str], request: Incoming, downstream: Downstream) -> _Operation | None:
         """Return what a request wants to do, and remember that, or answer the request here if it is no call."""
         try:
             target = parse(request.raw_path)
@@ -273,7 +274,7 @@ class Proxy:
         finally:
             self._leave(call)
 
-    async def _own_page(self, request: web.BaseRequest, downstream: Downstream) -> None:
+    async def _own_page(self, request: Incoming, downstream: Downstream) -> None:
         if request.method != "POST" or request.raw_path.partition("?")[0] != feedback.PATH:
             message = f"Sluice serves the API below /v1 and feedback at {feedback.PATH}; check the base URL."
             await _answer(downstream, refuse(RefusalCode.NO_ROUTE, message))

@@ -8,9 +8,9 @@ from functools import lru_cache
 from http import HTTPStatus
 
 from aiohttp import web
-from aiohttp.http import HttpVersion11
 
 from sluice_sidecar.headers import Field, lines_of
+from sluice_sidecar.incoming import Incoming
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 BODY_IDLE_SECONDS = 60.0
@@ -52,12 +52,11 @@ _KEPT, _CLOSED = Reply(keep_alive=True), Reply(keep_alive=False)
 class Downstream:
     """One request of the application and the answer to it."""
 
-    __slots__ = ("_chunked", "_closing", "_head_only", "_keep_alive", "_request", "_writer", "bytes_written", "started")
+    __slots__ = ("_chunked", "_closing", "_head_only", "_keep_alive", "_request", "bytes_written", "started")
 
-    def __init__(self, request: web.BaseRequest, *, closing: bool) -> None:
+    def __init__(self, request: Incoming, *, closing: bool) -> None:
         """With `closing`, the connection ends with this answer: the process is about to stop."""
         self._request = request
-        self._writer = request.writer
         self._closing = closing
         self._keep_alive = False
         self._chunked = False
@@ -128,7 +127,7 @@ class Downstream:
     def _continue_body(self) -> None:
         """Ask for the body if the application waits to be asked."""
         request = self._request
-        if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= (1, 1):
+        if request.fields.get("expect", "").lower() == "100-continue" and request.version >= (1, 1):
             self._transport().write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # --- the answer
@@ -172,7 +171,7 @@ class Downstream:
         if self._head_only:
             return False
         transport.write(self._framed(chunk))
-        return self._request.protocol.writing_paused
+        return self._request.writing_paused
 
     async def drain(self) -> None:
         """Wait until the application has read enough of what was written.
@@ -181,7 +180,7 @@ class Downstream:
             ClientGoneError: it has closed the connection.
         """
         try:
-            await self._writer.drain()
+            await self._request.drain()
         except ConnectionError:
             raise ClientGoneError from None
 
@@ -224,7 +223,7 @@ class Downstream:
         request = self._request
         self.started = True
         self._keep_alive = request.keep_alive and not self._closing
-        current = request.version >= HttpVersion11
+        current = request.version >= (1, 1)
         framing = b""
         if status not in _NO_BODY and not (self._head_only and length is None):
             if length is not None:

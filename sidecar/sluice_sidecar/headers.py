@@ -30,6 +30,18 @@ HOP_BY_HOP = frozenset(
 )
 _FRAMING = frozenset({"host", "content-length", "expect"})
 _IDENTITY = frozenset({"authorization", "api-key", "openai-organization", "openai-project"})
+_ONCE = frozenset(
+    {
+        "content-length",
+        "content-location",
+        "content-range",
+        "content-type",
+        "host",
+        "max-forwards",
+        "transfer-encoding",
+        "user-agent",
+    }
+)
 _OWN_PREFIX = "x-sluice-"
 _STAY_HERE = HOP_BY_HOP | _FRAMING
 _NONE: Final[frozenset[str]] = frozenset()
@@ -61,6 +73,11 @@ class Fields(Mapping[str, str]):
         if raw:
             names, self._values = zip(*raw, strict=True)
         self._layout = _layout_of(names)
+
+    @property
+    def ambiguous(self) -> bool:
+        """Tell whether there are two of a field of which one server would take the first and another the last."""
+        return self._layout.ambiguous
 
     @property
     def framed(self) -> bool:
@@ -154,7 +171,7 @@ class _Template(NamedTuple):
 class _Layout:
     """What follows from a list of names alone. `templates` are the heads that have been written of it."""
 
-    __slots__ = ("_connection", "first", "framed", "lower", "names", "templates")
+    __slots__ = ("_connection", "ambiguous", "first", "framed", "lower", "names", "templates")
 
     def __init__(self, names: tuple[bytes, ...]) -> None:
         self.names = names
@@ -162,6 +179,7 @@ class _Layout:
         self.first: dict[str, int] = {}
         for position, lower in enumerate(self.lower):
             self.first.setdefault(lower, position)
+        self.ambiguous = any(name in self.first and self.lower.count(name) > 1 for name in _ONCE)
         self.framed = "content-length" in self.first or "transfer-encoding" in self.first
         self._connection = [position for position, lower in enumerate(self.lower) if lower == "connection"]
         self.templates: dict[object, _Template] = {}
@@ -231,8 +249,8 @@ class RequestFields:
 
     __slots__ = ("_keep_identity", "first")
 
-    def __init__(self, raw: Sequence[RawField]) -> None:
-        self.first = Fields(raw)
+    def __init__(self, fields: Fields) -> None:
+        self.first = fields
         self._keep_identity = False
 
     def keep_authorization(self) -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator
 
 import msgspec
-from aiohttp import web
 
 from sluice_core.errors import BadRequestError, RefusalCode, refuse
 from sluice_core.form import boundary_of, field
@@ -19,6 +18,7 @@ from sluice_sidecar.downstream import MAX_BODY_BYTES, BodyTooLargeError, BrokenB
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.exact import ExactCounter
 from sluice_sidecar.headers import media_type
+from sluice_sidecar.incoming import Incoming
 from sluice_sidecar.telemetry.trace import traceparent
 
 _SMALL_BODY_BYTES = 1024 * 1024
@@ -28,7 +28,7 @@ _EDGE_BYTES = 64 * 1024
 """How much of the beginning and of the end of a large form is looked through for its fields."""
 
 
-async def read(call: Call, request: web.BaseRequest, counter: ExactCounter) -> None:
+async def read(call: Call, request: Incoming, counter: ExactCounter) -> None:
     """Read a JSON body whole, and look into it where something is generated; any other body is left to be streamed,
     but for a look at the model that it names.
 
