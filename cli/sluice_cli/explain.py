@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from sluice_cli.cluster import ClusterError, add_source_arguments, source_of
+from sluice_core.caching import CacheUse
 from sluice_core.records import Attempt, CallRecord
 
 
@@ -73,9 +74,20 @@ def explain(record: CallRecord) -> Iterator[str]:
     yield from _admission(record)
     for number, attempt in enumerate(record.attempts, start=1):
         yield f"attempt {number}: {_attempt(attempt)}"
+    if record.cache is not None:
+        yield _KEPT[record.cache]
     if record.fallback is not None:
         yield f"answered by fallback {record.fallback + 1}"
     yield from _result(record)
+
+
+_KEPT = {
+    CacheUse.HIT: "answered by a kept answer; nothing was asked of the upstream",
+    CacheUse.STALE: "answered by a kept answer past its time",
+    CacheUse.COALESCED: "answered with an identical call that was under way; nothing more was asked of the upstream",
+    CacheUse.MISS: "no answer to such a call was kept",
+    CacheUse.BYPASS: "its answer may differ each time, so none is kept",
+}
 
 
 def _admission(record: CallRecord) -> Iterator[str]:

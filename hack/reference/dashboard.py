@@ -77,6 +77,18 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 (('max by (namespace, allocation) (sluice_allocation_spent_usd{window="day"})', "{{allocation}}"),),
             ),
             Panel(
+                "Kept answers: share of calls, dollars saved per hour",
+                "short",
+                (
+                    (
+                        'sum by (route) (rate(sluice_cache_calls_total{result=~"hit|coalesced|stale"}[5m])) '
+                        "/ sum by (route) (rate(sluice_cache_calls_total[5m]))",
+                        "share {{route}}",
+                    ),
+                    ("sum by (route) (rate(sluice_cache_saved_usd_total[1h])) * 3600", "dollars {{route}}"),
+                ),
+            ),
+            Panel(
                 "Tokens per minute by model",
                 "short",
                 (('sum by (model) (rate(sluice_tokens_total{kind=~"input|output"}[5m])) * 60', "{{model}}"),),

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from sluice_cli.tables import render
 from sluice_core.api.base import Value
+from sluice_core.caching import ANSWERED
 from sluice_core.records import CallRecord
 
 MAX_DECISIONS: Final = 10
@@ -69,6 +70,8 @@ def _why(record: CallRecord) -> str:
     """Return the most telling thing that happened to a call."""
     if record.refused_by:
         return record.refused_by
+    if record.cache is not None and record.cache in ANSWERED:
+        return f"cache: {record.cache.value.lower()}"
     if record.fallback is not None:
         return f"fallback {record.fallback + 1}"
     if record.degraded:
