@@ -98,6 +98,7 @@ class CallRecord(Value, frozen=True, kw_only=True):
     usage: Usage | None = None
     usage_estimated: bool = False
     cost_usd_micros: int | None = None
+    lost_usd_micros: int = 0
     finish_reason: str | None = None
     request_bytes: int = 0
     response_bytes: int = 0

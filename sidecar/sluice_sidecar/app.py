@@ -208,7 +208,7 @@ class Proxy:
             finished = True
         finally:
             self._governor.background.note(call)
-            price(call, grant, finished=finished and failure is None)
+            price(call, grant, finished=finished, failure=failure)
             if not finished:
                 grant.abandoned(call.usage, call.cost_usd_micros)
         _conclude(call, grant_failure=failure)

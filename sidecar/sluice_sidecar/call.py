@@ -96,6 +96,7 @@ class Call:
         "budgets",
         "client_retry",
         "clock",
+        "charged_usd_micros",
         "cost_usd_micros",
         "deadline",
         "degraded",
@@ -113,6 +114,7 @@ class Call:
         "generating",
         "id",
         "keeps_authorization",
+        "lost_usd_micros",
         "method",
         "model",
         "namespace",
@@ -228,6 +230,8 @@ class Call:
         self.usage: Usage | None = None
         self.usage_estimated = False
         self.cost_usd_micros: int | None = None
+        self.lost_usd_micros = 0
+        self.charged_usd_micros = 0
         self.served_model: str | None = None
         self.service_tier: str | None = None
         self.finish_reason: str | None = None
@@ -306,6 +310,7 @@ class Call:
             usage=self.usage,
             usage_estimated=self.usage_estimated,
             cost_usd_micros=self.cost_usd_micros,
+            lost_usd_micros=self.lost_usd_micros,
             finish_reason=self.finish_reason and self.finish_reason[:LONGEST_NAME],
             request_bytes=self.request_bytes,
             response_bytes=self.downstream.bytes_written,

@@ -210,6 +210,12 @@ class Governor:
         self.books.bring_up_to_date()
         return self.memory.arm_of(call.facts.previous_response_id, call.facts.conversation)
 
+    def charge(self, call: Call, cost_usd_micros: int) -> None:
+        """Charge what a call that goes on has cost so far to its budgets; the rest follows when it is over."""
+        if call.budgets:
+            self.spends.charge(call.budgets, cost_usd_micros - call.charged_usd_micros, time.time())
+            call.charged_usd_micros = cost_usd_micros
+
     def _book(self, call: Call) -> None:
         """Count a call that is over: for its arm, in the metrics, in the records."""
         record = call.record()
@@ -217,10 +223,10 @@ class Governor:
             self._count_for_arm(call, record)
         if call.usage is not None and record.outcome is Outcome.SUCCESS and not call.usage_estimated:
             self.estimator.learn(call.facts, call.model, call.usage)
-        if record.cost_usd_micros:
-            if call.budgets:
-                self.spends.charge(call.budgets, record.cost_usd_micros, call.unix_time)
-        elif record.usage is not None and record.cost_usd_micros is None and record.quota and record.allocation:
+        cost_usd_micros = (record.cost_usd_micros or 0) + record.lost_usd_micros
+        if cost_usd_micros and call.budgets:
+            self.spends.charge(call.budgets, cost_usd_micros - call.charged_usd_micros, call.unix_time)
+        if record.usage is not None and record.cost_usd_micros is None and record.quota and record.allocation:
             place = (record.quota, record.allocation)
             self.unpriced[place] = (self.unpriced.get(place, (0, ""))[0] + 1, record.served_model or record.model or "")
         self.metrics.settled(record)

@@ -47,6 +47,7 @@ from sluice_sidecar.order import order_for
 from sluice_sidecar.plan import Plan, degraded_plan, smaller
 from sluice_sidecar.refusals import circuit_open, no_credential
 from sluice_sidecar.relay import TOO_LATE
+from sluice_sidecar.settle import lose
 from sluice_sidecar.replay import Replay
 from sluice_sidecar.static_answer import static_answer
 from sluice_sidecar.steering import Candidate, Candidates
@@ -134,6 +135,10 @@ class Guard:
             except HeldError as held:
                 await self._waiters.wait_out(held, call, plan, falls_back=False)
 
+    def charge(self, call: Call, cost_usd_micros: int) -> None:
+        """Charge what a call that goes on has cost so far."""
+        self._governor.charge(call, cost_usd_micros)
+
     async def _try(self, journey: Journey, candidate: Candidate) -> Granted | None:
         """Try one candidate as often as the rules allow; None if the next one is to be tried, or none."""
         call = journey.call
@@ -162,6 +167,9 @@ class Guard:
                 if isinstance(step, GiveUp) and result.whole is not None:
                     return Granted(result=result.whole, grant=grant, failure=result.failure)
                 grant.failed(result.failure)
+                if result.failure.outcome is Outcome.TRUNCATED and call.generating:
+                    likely = self._estimator.likely_output(call.facts, call.model, plan.max_output_tokens)
+                    lose(call, grant, 0 if call.facts.stream else likely)
                 if not await self._proceed(journey, step):
                     journey.failed(result, upstream)
                     return None

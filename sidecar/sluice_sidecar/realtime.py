@@ -59,7 +59,7 @@ async def serve_websocket(
         call.outcome = Outcome.SUCCESS  # whichever side ends it: a conversation has no other end
         try:
             await application.prepare(request)
-            await relay(application, upstream, _Meter(call).see)
+            await relay(application, upstream, _Meter(call, grant, guard).see)
         finally:
             price(call, grant, finished=True)
             grant.answered(101, call.usage, call.cost_usd_micros)
@@ -103,12 +103,14 @@ def _declined(grant: Grant, declined: DeclinedError) -> RefusedError:
 
 
 class _Meter:
-    """Adds up the usage that the answers within one WebSocket report."""
+    """Adds up the usage that the answers within one WebSocket report, and charges it: it may be open for an hour."""
 
-    __slots__ = ("_call",)
+    __slots__ = ("_call", "_grant", "_guard")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, grant: Grant, guard: Guard) -> None:
         self._call = call
+        self._grant = grant
+        self._guard = guard
 
     def see(self, message: str | bytes) -> None:
         """Take the usage out of a message that ends an answer."""
@@ -121,6 +123,9 @@ class _Meter:
             return
         if usage is not None:
             self._call.usage = usage if self._call.usage is None else _sum(self._call.usage, usage)
+            price(self._call, self._grant, finished=True)
+            if self._call.cost_usd_micros:
+                self._guard.charge(self._call, self._call.cost_usd_micros)
 
 
 def _sum(first: Usage, second: Usage) -> Usage:

@@ -115,6 +115,14 @@ class Estimator:
             floor_tokens=min(floor, tokens),
         )
 
+    def likely_output(self, facts: RequestFacts, model: str | None, max_output_tokens: int | None = None) -> int:
+        """Return how long an answer is at most in 95 of 100 calls, and no longer than it may be."""
+        if facts.endpoint not in _CHARGES_OUTPUT:
+            return 0
+        likely = round((self._models.get(model or "") or _Learned()).output)
+        limits = [limit for limit in (max_output_tokens, facts.max_output_tokens) if limit is not None]
+        return min([likely, *limits]) * facts.n
+
     def learn(self, facts: RequestFacts, model: str | None, usage: Usage) -> None:
         """Learn from a call that ended well. `model` is the one that was given to `estimate`."""
         name = model or ""

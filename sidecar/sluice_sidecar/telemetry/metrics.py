@@ -81,6 +81,7 @@ class Metrics:
             series.queue.observe(record.queue_ms / 1000)
         if record.usage is not None:
             _count_spending(series, record.usage, record.cost_usd_micros)
+        series.usd_micros += record.lost_usd_micros
         self._attempts(record)
         if record.level is not None:
             self._below_full(record, record.level)
