@@ -47,8 +47,8 @@ from sluice_sidecar.order import order_for
 from sluice_sidecar.plan import Plan, degraded_plan, smaller
 from sluice_sidecar.refusals import circuit_open, no_credential
 from sluice_sidecar.relay import TOO_LATE
-from sluice_sidecar.settle import lose
 from sluice_sidecar.replay import Replay
+from sluice_sidecar.settle import lose
 from sluice_sidecar.static_answer import static_answer
 from sluice_sidecar.steering import Candidate, Candidates
 from sluice_sidecar.upstream import NO_KEY, Key, Upstream
