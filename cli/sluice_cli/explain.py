@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from sluice_cli.cluster import ClusterError, add_source_arguments, source_of
+from sluice_core.api.degradation import Cause
 from sluice_core.caching import CacheUse
 from sluice_core.records import Attempt, CallRecord
 
@@ -94,12 +95,14 @@ def _admission(record: CallRecord) -> Iterator[str]:
     if record.allocation:
         waited = f", waited {record.queue_ms:.0f} ms" if record.queue_ms >= 1 else ""
         yield f"allocation {record.allocation} of {record.quota}: {record.reserved_tokens} tokens reserved{waited}"
+    if record.level is not None:
+        yield f"level of service: {record.level.value}, by {(record.level_cause or Cause.HAND).value.lower()}"
     if record.refused_by:
         yield f"refused by {record.refused_by} ({record.error_code})"
     if record.would_refuse:
         yield f"would have been refused by {record.would_refuse}, but its allocation is in Shadow mode"
     if record.degraded:
-        yield "degraded, because a budget is spent"
+        yield "made cheaper, or answered without an upstream, by the level of service"
 
 
 def _attempt(attempt: Attempt) -> str:

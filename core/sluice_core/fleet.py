@@ -6,7 +6,7 @@ empty one, learns from the reports, and takes what must not be forgotten from wh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -14,6 +14,7 @@ import msgspec
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation_status import QuotaAllocationStatus
 from sluice_core.api.upstream import Limits
+from sluice_core.budget import Assessment
 from sluice_core.compile import Compiled
 from sluice_core.enforcement import Finding, enforced, spend_unusual, within_budget
 from sluice_core.limits.adaptive import LearnedLimits
@@ -27,6 +28,7 @@ from sluice_core.quota_figures import quota_figures
 from sluice_core.rollout.evidence import totals_in
 from sluice_core.rollout.merge import CountLedger
 from sluice_core.rollout.observation import Observation, WebhookAnswer
+from sluice_core.service import full_service, standings
 from sluice_core.snapshot import QuotaPolicy, SplitPolicy, UpstreamPolicy
 from sluice_core.spending import Spending
 from sluice_core.sync import (
@@ -301,8 +303,15 @@ class Fleet:
             enforced(self._quotas.get(quota), problems, self._gauges(quota, now)),
             within_budget(budgets, self.spending.budgets(quota)),
             spend_unusual(budgets, self.spending.unusual(quota, unix_now)),
+            self._full_service(quota, budgets),
         )
         return tuple(each for each in found if each is not None)
+
+    def _full_service(self, quota: str, budgets: Mapping[str, Assessment]) -> Finding | None:
+        policy = self._quotas.get(quota)
+        if policy is None or (self.spending.budgets(quota) and not self.spending.known):
+            return None
+        return full_service(standings(policy, budgets))
 
     def quota_status(self, quota: str, now: float, unix_now: float) -> QuotaAllocationStatus | None:
         """Return the live figures of a quota; None if it is not in force, or before it is known what was spent.

@@ -12,8 +12,10 @@ from sluice_core.api.quotaallocation import Budget
 from sluice_core.api.quotaallocation_status import AllocationStatus, QuotaAllocationStatus
 from sluice_core.api.upstream import Limits
 from sluice_core.budget import Assessment
+from sluice_core.ladder import Standing
 from sluice_core.limits.allocator import Granted
 from sluice_core.limits.money import MICROS_PER_USD, usd_micros, usd_text
+from sluice_core.service import lowest_service, standings
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy
 from sluice_core.sync import AllocationGauge
 
@@ -47,10 +49,15 @@ def quota_figures(
         tokens: the same of the tokens.
         money: where each budget stands: the whole's by the quota's key, an allocation's by `key/name`.
     """
+    levels = standings(quota, money)
     allocations = tuple(
         _with_money(
             _allocation(
-                each, gauges.get(each.name, ()), requests.get(each.name, NOTHING), tokens.get(each.name, NOTHING)
+                each,
+                levels[each.name],
+                gauges.get(each.name, ()),
+                requests.get(each.name, NOTHING),
+                tokens.get(each.name, NOTHING),
             ),
             money.get(f"{quota.key}/{each.name}"),
         )
@@ -59,6 +66,7 @@ def quota_figures(
     used_requests = sum(each.used_requests for each in allocations)
     used_tokens = sum(each.used_tokens for each in allocations)
     return QuotaAllocationStatus(
+        level=lowest_service(levels),
         granted=_granted(allocations, limits),
         used=f"{short(used_requests)} rpm {short(used_tokens)} tpm",
         spent=_spent(quota, money),
@@ -91,10 +99,16 @@ def _close(before: int, after: int) -> bool:
 
 
 def _allocation(
-    policy: AllocationPolicy, gauges: Sequence[AllocationGauge], requests: Granted, tokens: Granted
+    policy: AllocationPolicy,
+    standing: Standing,
+    gauges: Sequence[AllocationGauge],
+    requests: Granted,
+    tokens: Granted,
 ) -> AllocationStatus:
     return AllocationStatus(
         name=policy.name,
+        level=standing.level,
+        level_cause=standing.cause,
         pods=len(gauges),
         granted_requests_per_minute=requests.granted + sum(each.granted_requests for each in gauges),
         granted_tokens_per_minute=tokens.granted + sum(each.granted_tokens for each in gauges),

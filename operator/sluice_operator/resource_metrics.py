@@ -17,6 +17,7 @@ from sluice_core.api.base import ConditionStatus
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation import QuotaAllocation
 from sluice_core.enforcement import ENFORCED, SPEND_UNUSUAL, WITHIN_BUDGET
+from sluice_core.service import FULL_SERVICE
 from sluice_operator.rollout_metrics import Decisions, rollout_families
 
 if TYPE_CHECKING:  # local mode has these metrics too, and no client of an API server
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # local mode has these metrics too, and no client of an API s
 
 MAX_RESOURCES: Final = 1000
 _RESOURCE: Final = ("namespace", "name")
-_SHOWN: Final = (ENFORCED, WITHIN_BUDGET, SPEND_UNUSUAL)
+_SHOWN: Final = (ENFORCED, WITHIN_BUDGET, SPEND_UNUSUAL, FULL_SERVICE)
 
 
 class ResourceMetrics(Collector):

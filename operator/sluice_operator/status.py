@@ -15,13 +15,15 @@ from sluice_core.api.base import Condition, ConditionStatus, Status, Value
 from sluice_core.api.conditions import find_condition, set_condition
 from sluice_core.compile import Problem, Reason, Severity
 from sluice_core.enforcement import Finding, with_findings
+from sluice_core.service import FULL_SERVICE
 from sluice_operator.credentials import KeyFindings
 from sluice_operator.publish import NotPublished
 
 Json = dict[str, Any]
 S = TypeVar("S", bound=Status)
 MAX_TOLD: Final = 5
-_TOLD: Final = frozenset({"Ready", "Accepted", "ResolvedRefs", "Conflicted", "WorkloadsSelected"})
+_TOLD: Final = frozenset({"Ready", "Accepted", "ResolvedRefs", "Conflicted", "WorkloadsSelected", FULL_SERVICE})
+_TOLD_WHEN_GOOD: Final = frozenset({"Ready", FULL_SERVICE})
 
 _COUNTING: Final = frozenset({"ConfigSynced"})
 """Their messages hold numbers that move."""
@@ -272,15 +274,21 @@ def transitions(
         bad = _is_bad(condition)
         if old is None and not bad:
             continue
-        if old is not None and (old.status, old.reason) == (condition.status, condition.reason):
+        if old is not None and _says(old) == _says(condition):
             continue
-        if bad or condition.type == "Ready":
+        if bad or condition.type in _TOLD_WHEN_GOOD:
             # Policy comes before its pods in the order of things, so that nobody is selected yet is no fault.
             warning = bad and condition.reason != Reason.NOBODY_SELECTED
             found.setdefault(
                 condition.reason, Transition(reason=condition.reason, message=condition.message, warning=warning)
             )
     return tuple(found.values())
+
+
+def _says(condition: Condition) -> tuple[str, str, str]:
+    # Which allocations have come to which level is news in itself; elsewhere a new message is the same news.
+    message = condition.message if condition.type == FULL_SERVICE else ""
+    return condition.status.value, condition.reason, message
 
 
 def _is_bad(condition: Condition) -> bool:

@@ -14,6 +14,7 @@ from sluice_cli.dev.folder import LocalStore
 from sluice_cli.dev.judges import EnvironmentSecrets
 from sluice_core.api.base import Condition, ConditionStatus
 from sluice_core.api.canarysplit_status import CanarySplit
+from sluice_core.api.conditions import find_condition
 from sluice_core.api.manifests import AnyResource
 from sluice_core.api.modelroute import ModelRoute, targets_text
 from sluice_core.api.quotaallocation import QuotaAllocation
@@ -21,6 +22,7 @@ from sluice_core.api.upstream import Upstream
 from sluice_core.compile import Compiled, Problem, ResourceId, Severity, compile_namespaces
 from sluice_core.enforcement import Finding, message_of, reason_of, with_findings
 from sluice_core.rollout.observation import Plan
+from sluice_core.service import FULL_SERVICE
 from sluice_core.snapshot import Snapshot
 from sluice_core.spending import Told
 from sluice_core.sync import PodRef
@@ -151,13 +153,22 @@ class LocalPlane:
                 )
             case CanarySplit():
                 status = resource.status
+        conditions = self._conditions(resource, _problems(resource, compiled), now_unix)
+        self._tell_level(resource, conditions)
         status = msgspec.structs.replace(
             status,
-            conditions=self._conditions(resource, _problems(resource, compiled), now_unix),
+            conditions=conditions,
             observed_generation=resource.metadata.generation,
             synced_pods=f"{synced[0]}/{synced[1]}" if synced else "",
         )
         self.store.set_status(resource, status)
+
+    def _tell_level(self, resource: AnyResource, conditions: tuple[Condition, ...]) -> None:
+        """Say which allocations have come to another level of service."""
+        before, after = (find_condition(each, FULL_SERVICE) for each in (resource.status.conditions, conditions))
+        said = before.message if before is not None else ""
+        if after is not None and after.message != said and (said or after.status is ConditionStatus.FALSE):
+            self.events.append(f"{resource.metadata.name}: {after.reason}: {after.message}")
 
     def _tell_alerts(self, now_unix: float) -> None:
         """Say which budgets have passed a mark, once that is kept. Nobody is called: that is the operator's part."""

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from sluice_cli.tables import render
 from sluice_core.api.base import Value
+from sluice_core.api.degradation import Cause
 from sluice_core.caching import ANSWERED
 from sluice_core.records import CallRecord
 
@@ -70,12 +71,12 @@ def _why(record: CallRecord) -> str:
     """Return the most telling thing that happened to a call."""
     if record.refused_by:
         return record.refused_by
+    if record.level is not None:
+        return f"{record.level.value} ({(record.level_cause or Cause.HAND).value})"
     if record.cache is not None and record.cache in ANSWERED:
         return f"cache: {record.cache.value.lower()}"
     if record.fallback is not None:
         return f"fallback {record.fallback + 1}"
-    if record.degraded:
-        return "degraded"
     if len(record.attempts) > 1:
         return f"{len(record.attempts)} attempts"
     if record.queue_ms >= 1:

@@ -87,6 +87,7 @@ KINDS: tuple[Kind, ...] = (
             Column(name="Mode", path=".spec.mode"),
             _READY,
             _REASON,
+            Column(name="Level", path=".status.level"),
             Column(name="Granted", path=".status.granted"),
             Column(name="Used", path=".status.used"),
             Column(name="Spent", path=".status.spent"),

@@ -7,12 +7,15 @@ from typing import Annotated
 from msgspec import Meta
 
 from sluice_core.api.base import Status, Value, keyed_by
+from sluice_core.api.degradation import Cause, Level
 
 
 class AllocationStatus(Value, frozen=True, kw_only=True):
     """Live figures of one allocation, over all its pods."""
 
     name: Annotated[str, Meta(max_length=63, description="Name of the allocation.")]
+    level: Annotated[Level | None, Meta(description="Level of service, by hand and by what is spent.")] = None
+    level_cause: Annotated[Cause | None, Meta(description="Why it is below Full.")] = None
     pods: Annotated[int, Meta(ge=0, description="Pods that use it.")] = 0
     granted_requests_per_minute: Annotated[int, Meta(ge=0, description="Requests per minute leased to its pods.")] = 0
     granted_tokens_per_minute: Annotated[int, Meta(ge=0, description="Tokens per minute leased to its pods.")] = 0
@@ -32,6 +35,7 @@ class AllocationStatus(Value, frozen=True, kw_only=True):
 class QuotaAllocationStatus(Status, frozen=True, kw_only=True):
     """What is observed about a quota."""
 
+    level: Annotated[Level | None, Meta(description="Level of service of the allocation that gets least.")] = None
     granted: Annotated[str, Meta(max_length=64, description="Capacity leased of capacity there is.")] = ""
     used: Annotated[str, Meta(max_length=64, description="Use in the last minute.")] = ""
     spent: Annotated[str, Meta(max_length=64, description="US dollars spent, of the budget.")] = ""
