@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from sluice_cli.allocations import HEADER, allocation_rows
 from sluice_cli.cluster import ClusterError, add_source_arguments, source_of
 from sluice_cli.documents import kind_table
 from sluice_cli.tables import render
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
             documents = source.get(kind.plural)
             if documents:
                 texts.append(render(*kind_table(kind, documents, now, wide=args.output == "wide")))
+            if name == "QuotaAllocation" and (rows := allocation_rows(documents)):
+                texts.append(render(HEADER, rows))
     except ClusterError as error:
         print(f"sluice status: {error}", file=sys.stderr)
         return 2

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from sluice_cli.allocations import HEADER, allocation_rows
 from sluice_cli.dev.folder import ManifestFileError
 from sluice_cli.dev.session import Session
 from sluice_cli.dev.sidecars import SidecarError
@@ -158,18 +159,5 @@ def kind_section(kind: Kind, session: Session, now: datetime) -> Section:
 
 def allocation_section(session: Session) -> Section:
     """Return the live figures of every allocation."""
-    rows = tuple(
-        (
-            f"{quota.metadata.name}/{each.name}",
-            str(each.pods),
-            str(each.granted_requests_per_minute),
-            str(each.used_requests),
-            str(each.used_tokens),
-            str(each.waiting),
-            str(each.refused),
-        )
-        for quota in session.store.of_kind("QuotaAllocation")
-        for each in getattr(quota.status, "allocations", ())
-    )
-    header = ("ALLOCATION", "PODS", "GRANTED RPM", "USED RPM", "USED TPM", "WAITING", "REFUSED")
-    return Section(title="allocations, last minute", header=header, rows=rows)
+    rows = allocation_rows(map(document, session.store.of_kind("QuotaAllocation")))
+    return Section(title="allocations, last minute", header=HEADER, rows=tuple(rows))
