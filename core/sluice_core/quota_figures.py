@@ -28,6 +28,7 @@ _RATES: Final = (
     "used_tokens",
     "waiting",
     "refused",
+    "degraded",
 )
 
 
@@ -116,6 +117,7 @@ def _allocation(
         used_tokens=sum(each.used_tokens for each in gauges),
         waiting=sum(each.waiting for each in gauges),
         refused=sum(each.refused for each in gauges),
+        degraded=sum(each.degraded for each in gauges),
     )
 
 

@@ -158,7 +158,7 @@ class UserAnswer(Value, frozen=True, kw_only=True):
 
 
 class AllocationGauge(Value, frozen=True, kw_only=True):
-    """The state of one allocation in one pod. What is used and refused is that of the last minute.
+    """The state of one allocation in one pod. What is used, refused and degraded is that of the last minute.
 
     `unpriced` counts calls whose cost is not known, with a model of them. What is granted is said where it comes from
     another store, because the leader knows of it by this alone.
@@ -174,6 +174,7 @@ class AllocationGauge(Value, frozen=True, kw_only=True):
     unpriced_model: _name = ""
     granted_requests: int = 0
     granted_tokens: int = 0
+    degraded: int = 0
 
 
 class BreakerGauge(Value, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from sluice_core.caching import ANSWERED
 from sluice_core.limits.accounts import budgets_of
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.estimate import Estimator
+from sluice_core.limits.window import SlidingWindow
 from sluice_core.records import CallRecord, Outcome
 from sluice_core.rollout.counts import ArmCounter
 from sluice_core.rollout.outcomes import outcome_for_arm
@@ -93,6 +94,8 @@ class Governor:
         self.spends = SpendCounter()
         self.unpriced: dict[tuple[str, str], tuple[int, str]] = {}
         """By quota and allocation: how many calls have no known cost, and the model of the last one."""
+        self.degraded: dict[tuple[str, str], SlidingWindow] = {}
+        """By quota and allocation: the calls of the last minute that a level of service changed."""
         self._ledger = SpendLedger() if settings.sync_url is None else None
         self.estimator = Estimator()
         self.counter = ExactCounter(settings.vocabulary_dir)
@@ -229,6 +232,9 @@ class Governor:
         if record.usage is not None and record.cost_usd_micros is None and record.quota and record.allocation:
             place = (record.quota, record.allocation)
             self.unpriced[place] = (self.unpriced.get(place, (0, ""))[0] + 1, record.served_model or record.model or "")
+        if record.degraded and record.quota and record.allocation:
+            place = (record.quota, record.allocation)
+            self.degraded.setdefault(place, SlidingWindow(60.0, 1.0)).take(1, call.ended)
         self.metrics.settled(record)
         self.records.add(record)
 

@@ -45,8 +45,12 @@ def build_report(governor: Governor, sequence: int, *, stopping: bool) -> SyncRe
 def _gauges(governor: Governor, now: float) -> tuple[AllocationGauge, ...]:
     found = []
     for gauge in governor.admission.gauges(now):
-        count, model = governor.unpriced.get((gauge.quota, gauge.allocation), (0, ""))
-        found.append(msgspec.structs.replace(gauge, unpriced=count, unpriced_model=model[:512]) if count else gauge)
+        place = (gauge.quota, gauge.allocation)
+        count, model = governor.unpriced.get(place, (0, ""))
+        degraded = governor.degraded[place].expire(now) if place in governor.degraded else 0
+        if count or degraded:
+            gauge = msgspec.structs.replace(gauge, unpriced=count, unpriced_model=model[:512], degraded=degraded)
+        found.append(gauge)
     return tuple(found)
 
 

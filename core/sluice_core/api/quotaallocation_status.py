@@ -23,12 +23,22 @@ class AllocationStatus(Value, frozen=True, kw_only=True):
     used_tokens: Annotated[int, Meta(ge=0, description="Tokens in the last minute.")] = 0
     waiting: Annotated[int, Meta(ge=0, description="Calls waiting in line.")] = 0
     refused: Annotated[int, Meta(ge=0, description="Calls refused in the last minute; in Shadow, would be.")] = 0
+    degraded: Annotated[
+        int,
+        Meta(ge=0, description="Calls of the last minute that became cheaper, or were answered without an upstream."),
+    ] = 0
     spent_today_usd: Annotated[str, Meta(max_length=24, description="US dollars spent today.")] = "0"
     spent_month_usd: Annotated[str, Meta(max_length=24, description="US dollars spent this month.")] = "0"
-    resets_at: Annotated[str, Meta(max_length=40, description="When the day's budget starts anew.")] = ""
+    resets_at: Annotated[
+        str,
+        Meta(max_length=40, description="When the budget starts anew; once it is spent, when it may be used again."),
+    ] = ""
     runs_out_at: Annotated[
         str,
-        Meta(max_length=40, description="When the budget will be spent at the present rate; empty if it lasts."),
+        Meta(
+            max_length=40,
+            description="When the budget will be spent at the present rate, or was spent; empty if it lasts.",
+        ),
     ] = ""
 
 

@@ -191,6 +191,13 @@ def test_a_spent_budget_degrades(
     assert sidecar.record(answer.headers["x-sluice-call-id"])["degraded"] is True
     assert sidecar.metric("sluice_degraded_calls_total", allocation="chat") == 1
 
+    def degraded() -> int:
+        status = plane.leader.quota_status("team/openai-quota", time.time())
+        assert status is not None
+        return status.allocations[0].degraded  # type: ignore[no-any-return]
+
+    sidecar.wait_until(lambda: degraded() == 1)
+
 
 def test_what_cannot_be_made_cheaper_is_refused(
     start: Any, client: Client, mock: Any, policies: Any, plane: Any
