@@ -13,7 +13,7 @@ import msgspec
 
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation_status import QuotaAllocationStatus
-from sluice_core.api.upstream import Limits
+from sluice_core.api.upstream import Limits, ReportedLimits
 from sluice_core.budget import Assessment
 from sluice_core.compile import Compiled
 from sluice_core.enforcement import Finding, enforced, spend_unusual, within_budget
@@ -21,7 +21,7 @@ from sluice_core.limits.adaptive import LearnedLimits
 from sluice_core.limits.allocator import LEASE_SECONDS, Allocator
 from sluice_core.limits.holdings import with_slack
 from sluice_core.limits.keys import Dimension
-from sluice_core.limits.learned import with_learned
+from sluice_core.limits.learned import reported_limits, with_learned
 from sluice_core.limits.user_leases import UserLeases, scope_of
 from sluice_core.problems import Problem
 from sluice_core.quota_figures import quota_figures
@@ -293,6 +293,10 @@ class Fleet:
     def effective_limits(self, upstream: str) -> Limits | None:
         """Return the limits of an upstream as they are shared out; None if it is not in force."""
         return next((each.limits for each in self._upstreams if each.key == upstream), None)
+
+    def reported_limits(self, upstream: str, now: float) -> tuple[ReportedLimits, ...]:
+        """Return what an upstream said of its limits within the hour."""
+        return reported_limits(self._learned.limits(upstream, now))
 
     def quota_findings(
         self, quota: str, problems: Iterable[Problem], now: float, unix_now: float

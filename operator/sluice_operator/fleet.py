@@ -7,7 +7,7 @@ from typing import Protocol
 
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation_status import QuotaAllocationStatus
-from sluice_core.api.upstream import Limits
+from sluice_core.api.upstream import Limits, ReportedLimits
 from sluice_core.compile import Compiled, Problem
 from sluice_core.enforcement import Finding
 from sluice_core.rollout.observation import Observation, WebhookAnswer
@@ -35,6 +35,9 @@ class Fleet(Protocol):
 
     def effective_limits(self, upstream: str) -> Limits | None:
         """Return the limits of an upstream as they are shared out; None if that is not known."""
+
+    def reported_limits(self, upstream: str) -> tuple[ReportedLimits, ...]:
+        """Return what an upstream says of its own limits, as far as anybody has heard."""
 
     def observation(
         self, split: CanarySplit, synced: tuple[int, int], answers: tuple[WebhookAnswer, ...] = ()
@@ -67,6 +70,11 @@ class NoFleet:
 
     def effective_limits(self, upstream: str) -> Limits | None:
         """Return None: it is not known."""
+
+    def reported_limits(self, upstream: str) -> tuple[ReportedLimits, ...]:
+        """Return nothing: nobody reports."""
+        del upstream
+        return ()
 
     def observation(
         self, split: CanarySplit, synced: tuple[int, int], answers: tuple[WebhookAnswer, ...] = ()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from sluice_core.api.canarysplit_status import CanarySplit
 from sluice_core.api.quotaallocation_status import QuotaAllocationStatus
-from sluice_core.api.upstream import Limits
+from sluice_core.api.upstream import Limits, ReportedLimits
 from sluice_core.compile import Compiled, Problem
 from sluice_core.enforcement import Finding
 from sluice_core.fleet import Fleet
@@ -64,6 +64,10 @@ class Leader:
     def effective_limits(self, upstream: str) -> Limits | None:
         """Return the limits of an upstream as they are shared out."""
         return self.fleet.effective_limits(upstream)
+
+    def reported_limits(self, upstream: str) -> tuple[ReportedLimits, ...]:
+        """Return what an upstream says of its own limits."""
+        return self.fleet.reported_limits(upstream, self._clock())
 
     def observation(
         self, split: CanarySplit, synced: tuple[int, int], answers: tuple[WebhookAnswer, ...] = ()

@@ -266,6 +266,7 @@ class Reconciler:
                     credentials=f"{facts.keys.found}/{facts.keys.named}" if facts.keys is not None else "",
                     consumers=compiled.consumers.get(upstream.key, 0),
                     effective_limits=self._fleet.effective_limits(upstream.key) or (policy.limits if policy else None),
+                    reported_limits=self._fleet.reported_limits(upstream.key),
                 )
             case ModelRoute() as route if isinstance(status, ModelRouteStatus):
                 pods = inputs.pods.get(route.metadata.namespace, ())

@@ -141,6 +141,7 @@ class LocalPlane:
                     resource.status,
                     consumers=compiled.consumers.get(resource.key, 0),
                     effective_limits=self.leader.effective_limits(resource.key) or (policy.limits if policy else None),
+                    reported_limits=self.leader.reported_limits(resource.key),
                 )
             case QuotaAllocation():
                 status = self.leader.quota_status(resource.key, now_unix) or resource.status

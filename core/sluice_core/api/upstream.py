@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from sluice_core.api.base import (
+    ATOMIC,
     DNS_LABEL,
     HEADER_NAME,
     HTTP_URL,
@@ -254,6 +255,19 @@ class UpstreamSpec(Value, frozen=True, kw_only=True):
     ] = None
 
 
+class ReportedLimits(Value, frozen=True, kw_only=True):
+    """What the account itself says of its limits for one model, in the headers of its answers."""
+
+    model: Annotated[str, Meta(max_length=512, description="The model; empty for calls that name none.")] = ""
+    requests_per_minute: Annotated[int, Meta(ge=0, description="Requests per minute; 0 if it says nothing.")] = 0
+    tokens_per_minute: Annotated[int, Meta(ge=0, description="Tokens per minute; 0 if it says nothing.")] = 0
+    project_requests_per_minute: Annotated[int, Meta(ge=0, description="The project's requests; 0 if it has none.")] = 0
+    project_tokens_per_minute: Annotated[int, Meta(ge=0, description="The project's tokens; 0 if it has none.")] = 0
+
+
+MAX_REPORTED = 32
+
+
 class UpstreamStatus(Status, frozen=True, kw_only=True):
     """What is observed about an account."""
 
@@ -263,6 +277,14 @@ class UpstreamStatus(Status, frozen=True, kw_only=True):
         Limits | None,
         Meta(description="Limits in force: the spec's, the tier's, and what the account has told us."),
     ] = None
+    reported_limits: Annotated[
+        tuple[ReportedLimits, ...],
+        Meta(
+            max_length=MAX_REPORTED,
+            description="What the account said of its limits within the last hour, by model.",
+            extra_json_schema=ATOMIC,
+        ),
+    ] = ()
     synced_pods: Annotated[
         str,
         Meta(max_length=32, description='Pods that run the current policy of all that use it, such as "12/12".'),

@@ -7,7 +7,7 @@ else uses the account. It is for the other cases.
 |---|---|
 | 429 by a rate limit | back-off doubles, at most to 8, and divides the limit; once for a burst of them |
 | success | a tenth off the back-off; without answers it halves every 30 s, so that nothing stays shut for good |
-| less than 20 % remaining | half pace until it has reset, at most a minute, if we were throttled lately or have no limit of our own there |
+| less than 20 % remaining | half pace until its reset, a minute at most, if throttled lately or not limited by us |
 | more than 80 % remaining | full pace again |
 | `slow_down` | half pace, then a ramp back to full over 15 minutes, as OpenAI asks |
 

@@ -13,13 +13,24 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from sluice_core.api.upstream import Limits, ModelLimits
+from sluice_core.api.upstream import MAX_REPORTED, Limits, ModelLimits, ReportedLimits
 from sluice_core.limits.keys import pattern_for
 from sluice_core.snapshot import UpstreamPolicy
 
 _FIELDS: Final = {"requests": "requests_per_minute", "tokens": "tokens_per_minute"}
 _PROJECT: Final = "project-"
 Row = TypeVar("Row", Limits, ModelLimits)
+
+
+def reported_limits(learned: Mapping[tuple[str, str], int]) -> tuple[ReportedLimits, ...]:
+    """Return what was reported, by (model, dimension), as people read it in a status."""
+    rows: dict[str, dict[str, int]] = {}
+    for (model, dimension), limit in sorted(learned.items()):
+        project = dimension.startswith(_PROJECT)
+        field = _FIELDS.get(dimension.removeprefix(_PROJECT))
+        if field is not None:
+            rows.setdefault(model, {})["project_" + field if project else field] = limit
+    return tuple(ReportedLimits(model=model, **fields) for model, fields in rows.items())[:MAX_REPORTED]
 
 
 def with_learned(upstream: UpstreamPolicy, learned: Mapping[tuple[str, str], int]) -> UpstreamPolicy:

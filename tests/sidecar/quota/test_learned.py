@@ -56,3 +56,10 @@ def test_what_the_account_allows_is_in_force_and_shown(
 
     sidecar.wait_until(lambda: effective().requests_per_minute == 500)
     assert effective().tokens_per_minute == tokens
+    (reported,) = plane.leader.reported_limits("team/openai")
+    assert (reported.model, reported.requests_per_minute, reported.tokens_per_minute) == (
+        "gpt-4.1-mini",
+        500,
+        account.tokens_per_minute,
+    )
+    assert reported.project_tokens_per_minute == (account.project_tokens_per_minute or 0)
