@@ -80,6 +80,7 @@ class StorePolicy(Value, frozen=True, kw_only=True):
     type: StoreType = StoreType.LEASES
     url: str = ""
     name: str = ""
+    username: str | None = None
     password_file: str | None = None
     ca_bundle: str | None = None
 
@@ -133,12 +134,21 @@ class TargetPolicy(Value, frozen=True, kw_only=True):
 
 
 class FallbackPolicy(Value, frozen=True, kw_only=True):
-    """What is tried next: an upstream and model, an earlier answer up to an age, or a fixed answer."""
+    """What is tried next: an upstream and model, or a fixed answer."""
 
     upstream: str | None = None
     model: str | None = None
-    cached_max_age_seconds: int | None = None
     static_message: str | None = None
+
+
+class CachedFallbackPolicy(Value, frozen=True, kw_only=True):
+    """An earlier answer, as one of the fallbacks: the one at `place` among all, counted from 0.
+
+    They are not among the others, so that a sidecar that does not know them goes from one of those to the next.
+    """
+
+    place: int
+    max_age_seconds: int
 
 
 class RulePolicy(Value, frozen=True, kw_only=True):
@@ -148,6 +158,7 @@ class RulePolicy(Value, frozen=True, kw_only=True):
     match: tuple[RuleMatch, ...] = ()
     targets: tuple[TargetPolicy, ...]
     fallbacks: tuple[FallbackPolicy, ...] = ()
+    cached_fallbacks: tuple[CachedFallbackPolicy, ...] = ()
     limits: CallLimits = CallLimits()
     cache: Cache | None = None
     authorization: Authorization = Authorization.UPSTREAM

@@ -98,10 +98,13 @@ class Answers:
         self.saved_tokens[rule] = self.saved_tokens.get(rule, 0) + tokens
 
     def tidy(self, now: float) -> None:
-        """Now and then, drop what is past its time."""
-        if now - self._tidied >= _TIDY_SECONDS:
-            self._tidied = now
-            self.stored.tidy(now)
+        """Now and then, drop what is past its time; all of it once no rule keeps answers any more."""
+        if now - self._tidied < _TIDY_SECONDS or not len(self.stored):
+            return
+        self._tidied = now
+        view = self._governor.view()
+        keeps = view is not None and any(rule.cache for route in view.policy.routes for rule in route.rules)
+        self.stored.tidy(now if keeps else float("inf"))
 
     def _closed(self, call: Call, first: Candidate) -> bool:
         """Tell whether the level of service is below the one at which kept answers are given."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import count
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,7 +13,7 @@ from sluice_core.api.modelroute import Authorization, Cache, OnClientDisconnect
 from sluice_core.errors import RefusalCode, refuse
 from sluice_core.routing import NoRoute, Route, Router
 from sluice_core.selection import PodPolicy
-from sluice_core.snapshot import ArmPolicy, FallbackPolicy
+from sluice_core.snapshot import ArmPolicy, CachedFallbackPolicy
 from sluice_core.split import Arm, Assigner, UserKeys
 from sluice_sidecar.call import Call
 from sluice_sidecar.errors import RefusedError
@@ -38,19 +39,15 @@ class CacheRule:
 
     __slots__ = ("coalesce", "keep_seconds", "stale", "ttl_seconds", "user_keys")
 
-    def __init__(self, policy: Cache, fallbacks: Sequence[FallbackPolicy]) -> None:
+    def __init__(self, policy: Cache, fallbacks: Sequence[CachedFallbackPolicy]) -> None:
         self.ttl_seconds = float(policy.ttl_seconds)
         self.coalesce = policy.coalesce
         self.user_keys = UserKeys(policy.user_key) if policy.user_key else None
-        stale, before = [], 1
-        for position, each in enumerate(fallbacks):
-            if each.cached_max_age_seconds is None:
-                before += 1
-            else:
-                age = float(each.cached_max_age_seconds)
-                stale.append(StalePlace(before=before, fallback=position, max_age_seconds=age))
-        self.stale = tuple(stale)
-        self.keep_seconds = max(self.ttl_seconds, *(place.max_age_seconds for place in stale), 0.0)
+        self.stale = tuple(
+            StalePlace(before=1 + each.place - others, fallback=each.place, max_age_seconds=float(each.max_age_seconds))
+            for others, each in enumerate(fallbacks)
+        )
+        self.keep_seconds = max(self.ttl_seconds, *(place.max_age_seconds for place in self.stale), 0.0)
 
 
 class Candidate:
@@ -172,7 +169,9 @@ def _candidates(route: Route, arm: ArmPolicy | None) -> Candidates:
     model = (arm.model if arm is not None else None) or route.target.model
     first = Candidate(route, arm, upstream=route.target.upstream, model=model)
     if route.rule is not None and route.rule.cache is not None:
-        first.cache = CacheRule(route.rule.cache, route.fallbacks)
+        first.cache = CacheRule(route.rule.cache, route.rule.cached_fallbacks)
+    taken = {each.place for each in route.rule.cached_fallbacks} if route.rule is not None else set()
+    places = (place for place in count() if place not in taken)
     fallbacks = (
         Candidate(
             route,
@@ -182,7 +181,6 @@ def _candidates(route: Route, arm: ArmPolicy | None) -> Candidates:
             static_message=each.static_message,
             fallback=position,
         )
-        for position, each in enumerate(route.fallbacks)
-        if each.cached_max_age_seconds is None
+        for position, each in zip(places, route.fallbacks, strict=False)
     )
     return (first, *fallbacks)

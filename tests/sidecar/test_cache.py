@@ -16,13 +16,14 @@ from sluice_core.api.degradation import Degradation, Level
 from sluice_core.api.modelroute import Authorization, Cache
 from sluice_core.api.quotaallocation import Budget, OnExhausted, Queue
 from sluice_core.api.upstream import Breaker, Limits, Retry
-from sluice_core.snapshot import ArmPolicy, FallbackPolicy, SplitPolicy
+from sluice_core.snapshot import ArmPolicy, CachedFallbackPolicy, FallbackPolicy, SplitPolicy
 
 Client = Callable[..., openai.OpenAI]
 PROMPT = "planted prompt about the purple submarine"
 MESSAGES: Any = [{"role": "user", "content": PROMPT}]
 COLD: Any = {"model": "gpt-4.1-mini", "messages": MESSAGES, "temperature": 0}
 STATIC = FallbackPolicy(static_message="We are busy.")
+OF_TODAY = CachedFallbackPolicy(place=0, max_age_seconds=600)
 
 
 @pytest.fixture
@@ -348,8 +349,8 @@ def test_an_earlier_answer_stands_in_when_the_upstream_fails(
     start: Any, client: Client, mock: Any, policies: Any, stream: bool
 ) -> None:
     """Past its time it is given only where the rule has a place for it, and says so; without one, the next is tried."""
-    fallbacks = (FallbackPolicy(cached_max_age_seconds=600), STATIC)
-    sidecar = start(cached(policies, mock, Cache(ttl_seconds=0), fallbacks=fallbacks, retry=Retry(attempts=1)))
+    fallbacks: Any = {"fallbacks": (STATIC,), "cached_fallbacks": (OF_TODAY,)}
+    sidecar = start(cached(policies, mock, Cache(ttl_seconds=0), retry=Retry(attempts=1), **fallbacks))
     api = client(sidecar.base_url)
     fresh = create(api, stream=stream)
     text = read(fresh)
@@ -371,8 +372,7 @@ def test_without_an_earlier_answer_the_upstreams_error_is_passed_on(
     start: Any, client: Client, mock: Any, policies: Any
 ) -> None:
     """A cached fallback alone that has nothing leaves things as they would be without it."""
-    fallbacks = (FallbackPolicy(cached_max_age_seconds=600),)
-    sidecar = start(cached(policies, mock, fallbacks=fallbacks, retry=Retry(attempts=1)))
+    sidecar = start(cached(policies, mock, cached_fallbacks=(OF_TODAY,), retry=Retry(attempts=1)))
     mock.faults.add(error="server_error")
     answer = create(client(sidecar.base_url))
     assert (answer.status_code, use(answer)) == (500, "miss")

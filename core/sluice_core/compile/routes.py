@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sluice_core.api.modelroute import Authorization, Fallback, ModelRoute, RouteRule
+from sluice_core.api.modelroute import Authorization, CachedAnswer, Fallback, ModelRoute, RouteRule
 from sluice_core.compile.selectors import overlap, selects_any, specificity
 from sluice_core.compile.upstreams import UpstreamIndex
 from sluice_core.problems import Reason, Report, ResourceId
-from sluice_core.snapshot import FallbackPolicy, RoutePolicy, RulePolicy, SplitPolicy, TargetPolicy
+from sluice_core.snapshot import (
+    CachedFallbackPolicy,
+    FallbackPolicy,
+    RoutePolicy,
+    RulePolicy,
+    SplitPolicy,
+    TargetPolicy,
+)
 
 PodLabels = Sequence[Mapping[str, str]]
 """The labels of the pods of one namespace."""
 
 RuleId = tuple[str, str]
 """A route's key and a rule's name."""
+
+_Listed = tuple[FallbackPolicy | CachedAnswer, ...]
+"""The fallbacks of a rule, in the order in which they are written."""
 
 
 def precedence(route: ModelRoute) -> tuple[int, str]:
@@ -51,12 +61,13 @@ def _compile_rule(
         key = upstreams.resolve(target.upstream_ref, namespace, resource, where, report)
         if key is not None and target.weight > 0:
             targets.append(TargetPolicy(name=target.name, upstream=key, model=target.model, weight=target.weight))
-    fallbacks = _compile_fallbacks(rule.fallbacks, namespace, resource, path, upstreams, report)
+    listed = _compile_fallbacks(rule.fallbacks, namespace, resource, path, upstreams, report)
     if not targets:
-        targets, fallbacks = _promoted(fallbacks)
+        targets, listed = _promoted(listed)
         remaining = f"its fallback {targets[0].upstream} serves" if targets else "its calls are refused"
         message = f"no target of rule {rule.name} can be used, so {remaining}; mend one of its upstreamRefs"
         report.error(resource, Reason.NO_TARGET_LEFT, f"{path}.targets", message)
+    fallbacks = tuple(each for each in listed if isinstance(each, FallbackPolicy))
     if rule.authorization is Authorization.APPLICATION:
         _check_hosts([*targets, *fallbacks], resource, path, upstreams, report)
     return RulePolicy(
@@ -64,6 +75,11 @@ def _compile_rule(
         match=rule.match,
         targets=tuple(targets),
         fallbacks=fallbacks,
+        cached_fallbacks=tuple(
+            CachedFallbackPolicy(place=place, max_age_seconds=each.max_age_seconds)
+            for place, each in enumerate(listed)
+            if isinstance(each, CachedAnswer)
+        ),
         limits=rule.limits,
         cache=rule.cache,
         authorization=rule.authorization,
@@ -89,12 +105,13 @@ def _check_hosts(
         report.warning(resource, Reason.APPLICATION_KEY_SHARED, f"{path}.authorization", message)
 
 
-def _promoted(fallbacks: tuple[FallbackPolicy, ...]) -> tuple[list[TargetPolicy], tuple[FallbackPolicy, ...]]:
-    """Return the first fallback as the only target, and the fallbacks that remain after it."""
-    if not fallbacks or fallbacks[0].upstream is None:
-        return [], fallbacks
-    first, *rest = fallbacks
-    return [TargetPolicy(name="fallback", upstream=fallbacks[0].upstream, model=first.model)], tuple(rest)
+def _promoted(listed: _Listed) -> tuple[list[TargetPolicy], _Listed]:
+    """Return the first fallback that can be asked as the only target, and the fallbacks that remain."""
+    first = next((each for each in listed if isinstance(each, FallbackPolicy)), None)
+    if first is None or first.upstream is None:
+        return [], listed
+    rest = tuple(each for each in listed if each is not first)
+    return [TargetPolicy(name="fallback", upstream=first.upstream, model=first.model)], rest
 
 
 def _compile_fallbacks(
@@ -104,18 +121,19 @@ def _compile_fallbacks(
     path: str,
     upstreams: UpstreamIndex,
     report: Report,
-) -> tuple[FallbackPolicy, ...]:
-    kept: list[FallbackPolicy] = []
+) -> _Listed:
+    kept: list[FallbackPolicy | CachedAnswer] = []
     for index, fallback in enumerate(fallbacks):
         where = f"{path}.fallbacks[{index}]"
-        if kept and kept[-1].static_message is not None:
+        last = kept[-1] if kept else None
+        if isinstance(last, FallbackPolicy) and last.static_message is not None:
             message = "the fixed answer before it always succeeds; put this one first, or remove it"
             report.warning(resource, Reason.FALLBACK_UNREACHABLE, where, message)
             break
         if fallback.static is not None:
             kept.append(FallbackPolicy(static_message=fallback.static.message))
         elif fallback.cached is not None:
-            kept.append(FallbackPolicy(cached_max_age_seconds=fallback.cached.max_age_seconds))
+            kept.append(fallback.cached)
         elif fallback.upstream_ref is not None:
             key = upstreams.resolve(fallback.upstream_ref, namespace, resource, f"{where}.upstreamRef", report)
             if key is not None:

@@ -192,6 +192,31 @@ def test_a_rule_without_targets_is_served_by_its_fallback() -> None:
     assert Reason.NO_TARGET_LEFT in reasons(result, "ModelRoute", "chat")
 
 
+CACHED: list[dict[str, Any]] = [
+    {"cached": {"maxAgeSeconds": 7200}},
+    {"upstreamRef": {"name": "openai"}, "model": "m"},
+    {"cached": {}},
+    {"static": {"message": "Sorry."}},
+]
+
+
+def test_an_earlier_answer_has_its_place_among_the_fallbacks() -> None:
+    """It stands beside the others, so that they mean the same to a sidecar that does not know it."""
+    found = only_rule(compiled(upstream(), model_route("chat", rule("a", cache={"ttlSeconds": 60}, fallbacks=CACHED))))
+    assert [(each.model, each.static_message) for each in found.fallbacks] == [("m", None), (None, "Sorry.")]
+    assert [(each.place, each.max_age_seconds) for each in found.cached_fallbacks] == [(0, 7200), (2, 86_400)]
+    assert found.cache is not None
+    assert (found.cache.ttl_seconds, found.cache.coalesce, found.cache.user_key) == (60, True, ())
+
+
+def test_a_rule_without_targets_keeps_its_earlier_answers() -> None:
+    """The first fallback that can be asked takes the place of the targets; the others keep their order."""
+    found = only_rule(compiled(upstream(), model_route("chat", rule("a", "gone", cache={}, fallbacks=CACHED))))
+    assert [each.model for each in found.targets] == ["m"]
+    assert [each.static_message for each in found.fallbacks] == ["Sorry."]
+    assert [each.place for each in found.cached_fallbacks] == [0, 1]
+
+
 def test_calls_of_a_rule_that_nothing_can_serve_are_refused() -> None:
     """They do not slip through to the next rule, whose upstream may be none that they may go to."""
     result = compiled(upstream(), model_route("chat", rule("eu", "gone"), rule("rest")))
