@@ -60,6 +60,7 @@ _CALL = {
     "usage": "What the upstream reported, see below",
     "usage_estimated": "Whether the usage is an estimate, because the upstream reported none",
     "cost_usd_micros": "Price in millionths of a US dollar; absent if the model has no known price",
+    "lost_usd_micros": "What attempts cost on top whose answer broke off before anybody saw it, by estimate",
     "finish_reason": "Why the answer ended",
     "request_bytes": "Size of the request's body",
     "response_bytes": "Size of the answer as written to the application",
