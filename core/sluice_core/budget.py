@@ -91,7 +91,9 @@ class SpendCounter:
         """Charge the cost of one call to its budgets, as `limits.admission.budgets_of` names them."""
         for name, budget in budgets.items():
             day = self._day(unix_now, budget.time_zone)
-            days = self._spent.setdefault(name, {})
+            days = self._spent.get(name)
+            if days is None:
+                days = self._spent[name] = {}
             days[day] = days.get(day, 0) + cost_usd_micros
             while len(days) > _DAYS_REPORTED:
                 del days[min(days)]

@@ -55,6 +55,7 @@ _HEAD_BYTES = 8192
 _SHORT_BYTES = 2048
 _INSTRUCTING = frozenset({"system", "developer"})
 _SPEAKER = re.compile(r'\{\s*"role"\s*:\s*"(?:user|assistant|tool)"')
+_SPEAKER_FIRST = re.compile(rb'\[\s*(\{)\s*"role"\s*:\s*"(?:user|assistant|tool)"')
 _scan = json.JSONDecoder().raw_decode
 
 
@@ -174,9 +175,13 @@ class Editor:
         It is a `system` message, which every model and every compatible server takes, unless the call itself used
         `developer`.
         """
-        leading, end = _leading_in_head(messages) or _leading(messages)
-        lead = self._developer if any(role == "developer" for _, role in leading) else self._system
-        if [message for message, _ in leading] == lead:
+        leading, end = _none_leading(messages) or _leading_in_head(messages) or _leading(messages)
+        lead, replaced = self._system, []
+        for message, role in leading:
+            replaced.append(message)
+            if role == "developer":
+                lead = self._developer
+        if replaced == lead:
             return False
         rest = memoryview(messages)[end:]
         comma = b"," if lead and rest[0] != _CLOSING_BRACKET else b""
@@ -185,6 +190,12 @@ class Editor:
 
 
 _Leading = tuple[list[tuple[Raw, str]], int]
+
+
+def _none_leading(messages: Raw) -> _Leading | None:
+    """Return what `_leading` does for a conversation that begins with the message of a speaker; None for others."""
+    begun = _SPEAKER_FIRST.match(messages)
+    return None if begun is None else ([], begun.start(1))
 
 
 def _leading_in_head(messages: Raw) -> _Leading | None:

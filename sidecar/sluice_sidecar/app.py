@@ -78,8 +78,9 @@ class Proxy:
             clock=self._governor.clock,
         )
         self._governor.in_flight += 1
-        call.task = task = asyncio.current_task()
-        self._tasks.add(task)  # type: ignore[arg-type] # a handler runs in a task
+        call.task = task = request.task or asyncio.current_task()
+        assert task is not None  # noqa: S101 - a handler runs in a task
+        self._tasks.add(task)
         try:
             return await self._serve(call, request)
         finally:

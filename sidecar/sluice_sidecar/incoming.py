@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -55,6 +55,8 @@ class Incoming(Protocol):
     @property
     def body_exists(self) -> bool: ...
     @property
+    def task(self) -> asyncio.Task[Any] | None: ...
+    @property
     def handshake(self) -> web.BaseRequest | None: ...
     @property
     def transport(self) -> asyncio.Transport | None: ...
@@ -73,6 +75,7 @@ class Incoming(Protocol):
 class Holder(Protocol):
     """The connection that a request has come by: it is told when bytes that it holds are taken."""
 
+    task: asyncio.Task[Any] | None
     transport: asyncio.Transport | None
     writing_paused: bool
 
@@ -180,6 +183,11 @@ class Request:
         return self.fields.framed and self.content_length != 0
 
     @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """Return the task that answers it; asking asyncio for the current one costs a call of the kernel."""
+        return self._holder.task
+
+    @property
     def transport(self) -> asyncio.Transport | None:
         """Return the way back; None once the application has gone."""
         return self._holder.transport
@@ -241,6 +249,11 @@ class Handshake:
     def body_exists(self) -> bool:
         """Tell whether there is a body that is not empty, as far as the head tells."""
         return self.handshake.body_exists
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """Return the task that answers it."""
+        return self.handshake.task
 
     @property
     def transport(self) -> asyncio.Transport | None:

@@ -75,8 +75,8 @@ class Connection(asyncio.Protocol):
         "_raw",
         "_serving",
         "_target",
-        "_task",
         "_waiter",
+        "task",
         "transport",
         "upgrading",
         "writing_paused",
@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._idle: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._body: Body | None = None
         self._raw: list[RawField] = []
         self._target = b""
@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
         """Keep the transport, and begin to serve."""
         self.transport = cast("asyncio.Transport", transport)
         self._owner.connections.add(self)
-        self._task = self._loop.create_task(self._serve())
+        self.task = self._loop.create_task(self._serve())
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
@@ -158,8 +158,8 @@ class Connection(asyncio.Protocol):
         if self._body is not None:
             self._body.fail(ConnectionResetError("the application has gone"))
         self.resume_writing()
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
     def pause_writing(self) -> None:
         """Make `drain` wait."""
@@ -266,8 +266,8 @@ class Connection(asyncio.Protocol):
             await asyncio.wait([self._idle], timeout=seconds)
         if self.transport is not None:
             self.transport.close()
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
     def look_at_clock(self, now: float) -> None:
         """Close if the client has been silent for too long."""
