@@ -7,6 +7,7 @@ framed in two ways, a bare line feed or a bad chunk is an error, never a guess.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, cast
 
 import httptools
@@ -46,6 +47,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_paused",
         "_raw",
+        "_sink",
         "_timer",
         "_transport",
         "_until_close",
@@ -83,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._overhead_bytes = 0
         self._paused = self._complete = self._informational = self._until_close = False
         self._fault: TransportError | None = None
+        self._sink: Callable[[bytes], bool] | None = None
         self.answering = False
         self.reusable = False
         self.unsent = False
@@ -113,9 +116,8 @@ class Connection(asyncio.Protocol):
                 self._fail(Outcome.CONNECTION_ERROR, "malformed_response")
                 return
             self._deadline = self._loop.time() + self._idle_seconds
-            waiter = self._waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+            if self._sink is None or self._complete:
+                self._wake()
 
     def eof_received(self) -> None:
         """Take the end of the connection as the end of a body that is framed by it."""
@@ -181,9 +183,12 @@ class Connection(asyncio.Protocol):
             self._until_close = status not in _NO_BODY
 
     def on_body(self, body: bytes) -> None:
-        """Keep a piece of the body; stop reading while too much waits."""
-        self._chunks.append(body)
+        """Hand a piece of the body on, or keep it; stop reading while too much waits."""
         self._overhead_bytes = 0
+        if self._sink is not None:
+            self._pour_out(self._sink, body)
+            return
+        self._chunks.append(body)
         self._buffered += len(body)
         if self._buffered > _PAUSE_BYTES and not self._paused and self._transport is not None:
             self._paused = True
@@ -267,6 +272,27 @@ class Connection(asyncio.Protocol):
         """Return the arrival of the next bytes of a body that has begun; the peer may be silent for a while only."""
         self.expect_within(self._idle_seconds)
         return self.arrival()
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> None:
+        """Hand what comes to `sink` at once, with nobody woken in between, until it says that it is full.
+
+        To be called when all that has come is taken. It returns as well when the body has ended, and raises what the
+        sink raises.
+        """
+        self._sink = sink
+        try:
+            await self.more()
+        finally:
+            self._sink = None
+
+    def _pour_out(self, sink: Callable[[bytes], bool], piece: bytes) -> None:
+        try:
+            if not sink(piece):
+                return
+        except Exception as error:  # noqa: BLE001 - it is raised where the body is read
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(error)
+        self._sink = None
 
     @property
     def ended(self) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -257,6 +257,12 @@ class Http1Response:
         if self._connection is None:
             raise TransportError(Outcome.TRUNCATED, "connection_closed")
         return self._connection.more()
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> None:
+        """Hand what comes to `sink` at once until it says that it is full, or the body ends."""
+        if self._connection is None:
+            raise TransportError(Outcome.TRUNCATED, "connection_closed")
+        await self._connection.pour(sink)
 
     async def next_chunk(self) -> bytes:
         """Return the next bytes of the body as they came, or nothing at its end."""

@@ -107,14 +107,19 @@ async def relay_stream(call: Call, stream: Stream, extra: list[Field]) -> Failur
 
 async def _pass_on(call: Call, stream: Stream, writer: _StreamWriter) -> None:
     response, decoder, tap = stream.response, stream.decoder, stream.tap
-    while not writer.ended:
-        if (chunk := response.take()) is None:
-            await response.arrival()
-            continue
+
+    def show(chunk: bytes) -> bool:
+        """Pass on what has come; tell whether to wait until the application has read some."""
         passed, writer.ended = read_events(chunk, decoder, tap)
         if call.first_token_at is None and tap.content_seen:
             call.first_token_at = call.clock()
-        if passed and writer.write(passed):
+        return bool(passed) and writer.write(passed)
+
+    while not writer.ended:
+        if (chunk := response.take()) is None:
+            await response.pour(show)
+            await writer.drain()
+        elif show(chunk):
             await writer.drain()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 import msgspec
@@ -61,6 +61,16 @@ class UpstreamResponse(Protocol):
 
         Raises:
             TransportError: the connection broke.
+        """
+        ...
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> None:
+        """Hand what comes to `sink` as it comes, until that returns true because it is full, or the body ends.
+
+        To be called when there is nothing to take. What the sink raises is raised here.
+
+        Raises:
+            TransportError: the connection broke, or was silent for too long.
         """
         ...
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sluice_core.api.upstream import Timeouts
 from sluice_core.records import Outcome
-from sluice_sidecar.http1_transport import Http1Transport
+from sluice_sidecar.http1_transport import Http1Response, Http1Transport
 from sluice_sidecar.transport import TransportError, UpstreamRequest
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -425,3 +425,108 @@ async def test_no_control_character_comes_in_by_a_field(mark: bytes) -> None:
                 fields = []
             await transport.close()
             assert not [value for _, value in fields if set(value) & set("\r\n\0")]
+
+
+async def poured(transport: Http1Transport, request: UpstreamRequest, full_every: int) -> list[bytes]:
+    """Return the pieces of an answer, poured into what is full again and again."""
+    pieces: list[bytes] = []
+
+    def sink(piece: bytes) -> bool:
+        pieces.append(piece)
+        return len(pieces) % full_every == 0
+
+    response = await transport.send(request)
+    try:
+        while (taken := response.take()) != b"":
+            if taken is None:
+                await response.pour(sink)
+            else:
+                pieces.append(taken)
+        response.release()
+    finally:
+        response.abort()
+    return pieces
+
+
+@settings(max_examples=40, deadline=None)
+@given(cuts=st.lists(st.integers(1, 200), max_size=12), full_every=st.integers(1, 5))
+def test_what_is_poured_out_is_what_came(cuts: list[int], full_every: int) -> None:
+    """However an answer is cut and however often its reader is full, all of it arrives once and in order."""
+    parts = [b"piece %d " % number for number in range(10)]
+    text = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    text += b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    edges = sorted({cut for cut in cuts if cut < len(text)})
+    pieces = [text[a:b] for a, b in zip([0, *edges], [*edges, len(text)], strict=True)]
+
+    async def scenario() -> list[bytes]:
+        async with serving(scripted(*pieces)) as base:
+            transport = Http1Transport()
+            found = await poured(transport, a_request(base), full_every)
+            await transport.close()
+            return found
+
+    assert b"".join(asyncio.run(scenario())) == b"".join(parts)
+
+
+@asynccontextmanager
+async def begun(rest: bytes) -> AsyncIterator[Http1Response]:
+    """Yield an answer whose first piece has been taken; the rest comes in one segment once somebody waits for it."""
+    go_on = asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await scripted(head, b"1\r\na\r\n", close=True)(reader, writer)
+        await go_on.wait()
+        writer.write(rest)
+        await reader.read()
+
+    async with serving(handler) as base:
+        transport = Http1Transport()
+        response = await transport.send(a_request(base))
+        assert await response.next_chunk() == b"a"
+        asyncio.get_running_loop().call_soon(go_on.set)
+        yield response
+        response.abort()
+        await transport.close()
+
+
+async def test_pieces_that_come_together_are_poured_out_one_by_one() -> None:
+    """Events stay apart, even if the network or a busy moment has joined them."""
+    pieces: list[bytes] = []
+    async with begun(b"1\r\nb\r\n1\r\nc\r\n0\r\n\r\n") as response:
+        await response.pour(lambda piece: pieces.append(piece) is not None)
+        assert response.ended
+    assert pieces == [b"b", b"c"]
+
+
+async def test_what_comes_behind_a_full_sink_is_kept() -> None:
+    """It is there to be taken."""
+    async with begun(b"1\r\nb\r\n1\r\nc\r\n0\r\n\r\n") as response:
+        await response.pour(lambda piece: piece == b"b")
+        assert response.take() == b"c"
+
+
+@pytest.mark.parametrize(
+    ("rest", "outcome"), [(b"", Outcome.TIMEOUT), (b"zz\r\n", Outcome.TRUNCATED), (b"1\r\nb\r\n", Outcome.TIMEOUT)]
+)
+async def test_an_answer_that_breaks_off_while_it_is_poured_out_has_a_name(rest: bytes, outcome: Outcome) -> None:
+    """The same faults as of one that is read piece by piece."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+    timeouts = Timeouts(connect_seconds=5, first_byte_seconds=5, idle_seconds=1)
+    async with serving(scripted(head, rest)) as base:
+        transport = Http1Transport()
+        with pytest.raises(TransportError) as caught:
+            await poured(transport, a_request(base, timeouts=timeouts), 100)
+        await transport.close()
+    assert caught.value.outcome is outcome
+
+
+async def test_what_the_sink_raises_is_raised_where_the_body_is_read() -> None:
+    """It is the reader's fault, not the upstream's."""
+
+    def sink(piece: bytes) -> bool:
+        raise ValueError(piece.decode())
+
+    async with begun(b"1\r\nb\r\n1\r\nc\r\n") as response:
+        with pytest.raises(ValueError, match="b"):
+            await response.pour(sink)
