@@ -69,6 +69,18 @@ class Store(Value, frozen=True, kw_only=True):
         | None
     ) = None
     secret_ref: Annotated[SecretKeyRef | None, Meta(description="Password of the Redis server.")] = None
+    username: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=128,
+                pattern=r"^[^\s]+$",
+                description="User of the Redis server whose password it is; by default the server's default user.",
+            ),
+        ]
+        | None
+    ) = None
     name: (
         Annotated[
             str,
@@ -108,6 +120,10 @@ STORE_RULES = rules(
     (
         "self.type == 'Redis' || !has(self.secretRef)",
         "store.secretRef is only used when store.type is Redis; remove it",
+    ),
+    (
+        "!has(self.username) || has(self.secretRef)",
+        "store.username needs store.secretRef, the password of that user",
     ),
     (
         "self.type == 'Redis' || !(has(self.name) || has(self.clusters) || has(self.tls))",

@@ -137,6 +137,7 @@ def _store(key: str, spec: QuotaAllocationSpec) -> StorePolicy:
         type=store.type,
         url=store.url or "",
         name=store.name or key,
+        username=store.username,
         password_file=store_password_file(namespace, name) if store.secret_ref is not None else None,
         ca_bundle=store.tls.ca_bundle if store.tls is not None else None,
     )

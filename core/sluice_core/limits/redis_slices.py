@@ -28,11 +28,12 @@ MAX_LIMITS: Final = 64
 
 
 class SliceCall(Struct, frozen=True, kw_only=True):
-    """One call of the script. `limits` names those that its answer is about, in order."""
+    """One call of the script. `limits` names those that its answer is about, in order; it repeats `sequence`."""
 
     keys: tuple[str, ...]
     arguments: tuple[str | int, ...]
     limits: tuple[str, ...]
+    sequence: int
 
 
 class SliceAnswer(Struct, frozen=True, kw_only=True):
@@ -102,7 +103,7 @@ def slice_call(
             " ".join(map(str, demand.fading)),
         )
         limits.append(demand.limit)
-    return SliceCall(keys=tuple(keys), arguments=tuple(arguments), limits=tuple(limits))
+    return SliceCall(keys=tuple(keys), arguments=tuple(arguments), limits=tuple(limits), sequence=sequence)
 
 
 def slice_answer(call: SliceCall, answer: object, lease_seconds: float = LEASE_SECONDS) -> SliceAnswer:
@@ -111,11 +112,13 @@ def slice_answer(call: SliceCall, answer: object, lease_seconds: float = LEASE_S
     Raises:
         SliceAnswerError: it is not an answer to this call.
     """
-    if not isinstance(answer, list) or len(answer) != 2 * len(call.limits) + 3:
+    if not isinstance(answer, list) or len(answer) != 2 * len(call.limits) + 4:
         raise SliceAnswerError("the answer has another length than the call")
     if not all(isinstance(each, int) for each in answer):
         raise SliceAnswerError("the answer holds something else than whole numbers")
-    now, learning_until, interval, *amounts = answer
+    sequence, now, learning_until, interval, *amounts = answer
+    if sequence != call.sequence:
+        raise SliceAnswerError("the answer is one to another call")
     count = len(call.limits)
     leases = tuple(
         Lease(limit=limit, amount=amount, ttl_seconds=lease_seconds, short=bool(short))

@@ -26,7 +26,14 @@ _RUN_ID: Final = re.compile(rb"run_id:([0-9a-f]{8,64})")
 
 
 class StoreError(Exception):
-    """The store did not answer as it should. The message holds nothing that the server or the policy said."""
+    """The store did not answer as it should. The message holds nothing that the server or the policy said.
+
+    `moved_to` is the node of a cluster, as host and port, that this one has referred to; no host means the same one.
+    """
+
+    def __init__(self, message: str, moved_to: tuple[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.moved_to = moved_to
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,18 +82,23 @@ class RedisLink:
         self.server = server
 
     @classmethod
-    async def open(cls, address: Address, password: Secret | None, timeout_seconds: float) -> RedisLink:
-        """Connect.
+    async def open(
+        cls, address: Address, username: str | None, password: Secret | None, timeout_seconds: float
+    ) -> RedisLink:
+        """Connect. Without a `username` the password is that of the server's default user.
 
         Raises:
             StoreError: that failed, or took too long.
         """
-        connection = _connection(address, password)
+        connection = _connection(address, username, password)
         async with _closed_on_fault(connection), asyncio.timeout(timeout_seconds):
             await connection.connect()  # type: ignore[no-untyped-call]
             information = await _exchange(connection, "INFO", "server")
         found = _RUN_ID.search(information if isinstance(information, bytes) else b"")
-        return cls(connection, found[1].decode() if found else "unknown")
+        if found is None:
+            await _disconnect(connection)
+            raise StoreError("the store does not say which server it is; allow INFO")
+        return cls(connection, found[1].decode())
 
     async def call(
         self, script: Script, keys: Sequence[str], arguments: Sequence[str | int], timeout_seconds: float
@@ -110,7 +122,7 @@ class RedisLink:
         await _disconnect(self._connection)
 
 
-def _connection(address: Address, password: Secret | None) -> Connection:
+def _connection(address: Address, username: str | None, password: Secret | None) -> Connection:
     try:
         from redis.asyncio import Connection, SSLConnection
         from redis.asyncio.retry import Retry
@@ -121,6 +133,7 @@ def _connection(address: Address, password: Secret | None) -> Connection:
         "host": address.host,
         "port": address.port,
         "db": address.database,
+        "username": username if password is not None else None,
         "password": password.reveal() if password is not None else None,
         "socket_timeout": None,
         "socket_connect_timeout": None,
@@ -145,7 +158,7 @@ async def _closed_on_fault(connection: Connection) -> AsyncIterator[None]:
     try:
         yield
         well = True
-    except (OSError, _errors().RedisError) as error:
+    except Exception as error:  # noqa: BLE001 - of a server that talks nonsense the client makes whatever comes to it
         raise _translated(error) from None
     finally:
         if not well:
@@ -170,9 +183,15 @@ def _translated(error: Exception) -> StoreError:
         case TimeoutError() | errors.TimeoutError():
             return StoreError("the store did not answer in time")
         case errors.AuthenticationError():
-            return StoreError("the store refuses the password; correct the Secret in spec.store.secretRef")
+            return StoreError("the store refuses the user or password; correct spec.store.username or its Secret")
         case errors.NoPermissionError():
-            return StoreError("the store forbids a command; allow EVAL, EVALSHA, INFO and what the script calls")
+            return StoreError("the store forbids a command or a key; allow what docs/quotas.md lists")
+        case errors.MovedError():
+            return StoreError("the store keeps this account on another node", (error.host, error.port))
+        case errors.ClusterDownError():
+            return StoreError("the store's cluster is down")
+        case errors.OutOfMemoryError():
+            return StoreError("the store is out of memory; give it more")
         case errors.ReadOnlyError():
             return StoreError("the store is a replica that takes no writes")
         case errors.BusyLoadingError():

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib import resources
 from typing import Final, Protocol
 
+import msgspec
 import structlog
 
 from sluice_core.limits.admission import Admission
@@ -61,6 +62,7 @@ class RedisStore:
         self._peer = peer
         self._script = Script(resources.files(__package__).joinpath("slices.lua").read_text("utf-8"))
         self._link: RedisLink | None = None
+        self._moved_to: tuple[str, int] | None = None
         self._sequence = 0
         self._hurry = Hurry(LEAST_GAP_SECONDS, BUSY_SECONDS)
 
@@ -119,11 +121,13 @@ class RedisStore:
             answer = slice_answer(
                 call, await link.call(self._script, call.keys, call.arguments, timeout_seconds=CALL_SECONDS)
             )
-        except StoreError:
-            self._link = None
-            raise
         except SliceAnswerError as error:
+            await self._close()  # what else comes over this connection cannot be believed either
             raise StoreError(f"the store's answer cannot be read: {error}") from None
+        except StoreError as error:
+            self._link = None
+            self._moved_to = error.moved_to
+            raise
         self._succeeded(answer.learning_seconds)
         if not stopping:
             admission.apply_leases(answer.leases, sent_at=sent_at)
@@ -139,7 +143,12 @@ class RedisStore:
             password = self._peer.credentials.get(self.policy.password_file)
             if password is None:
                 raise StoreError("the store's password is not mounted; see the Secret in spec.store.secretRef")
-        return await RedisLink.open(address_of(self.policy.url, self.policy.ca_bundle), password, CONNECT_SECONDS)
+        address = address_of(self.policy.url, self.policy.ca_bundle)
+        moved_to, self._moved_to = self._moved_to, None  # if it is not there either, begin anew
+        if moved_to is not None:
+            host, port = moved_to
+            address = msgspec.structs.replace(address, host=host or address.host, port=port)
+        return await RedisLink.open(address, self.policy.username, password, CONNECT_SECONDS)
 
     def _succeeded(self, learning_seconds: float) -> None:
         if self.error:

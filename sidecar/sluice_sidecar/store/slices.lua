@@ -12,8 +12,9 @@
 --       without a slice, what of this for the allocation, held, used, wanted, safe, least; 1 if of the whole account;
 --       what was held until this report; in a last report what of the used is left after each further even part of
 --       its time, as words
--- Returns the time in milliseconds, until when nothing new is given out, after how many milliseconds the pod should call
--- again, a slice per limit (-1 for an old report), and per limit 1 if more of it is wanted than there is.
+-- Returns the sequence of the report that this answers, the time in milliseconds, until when nothing new is given out,
+-- after how many milliseconds the pod should call again, a slice per limit (-1 for an old report), and per limit 1 if
+-- more of it is wanted than there is.
 --
 -- All numbers are whole. Times are those of the server; where its clock steps back, they stand still.
 local KEEP_SECONDS = 32 * 86400 -- of an idle account, so that it need not learn anew when its pods come back
@@ -319,10 +320,10 @@ for index = 1, (#KEYS - 1) / 3 do
   if not settled then learning_until = math.max(learning_until, limit.learning) end
 end
 
-local answer, again = {now, learning_until, CALL_AGAIN}, CALL_AGAIN
+local slices, shorts, again, pods = {}, {}, CALL_AGAIN, 0
 for index, limit in ipairs(limits) do
   if limit.stale then
-    answer[index + 3] = -1
+    slices[index] = -1
   else
     local holding = limit.holding
     if blocked then limit.grant = math.min(limit.grant, limit.held) end
@@ -332,10 +333,10 @@ for index, limit in ipairs(limits) do
     end
     write(limit, pod, holding, stopping and fade(holding, now) or now + lease)
     if limit.short == 1 and holding.exposure * limit.count > limit.capacity then again = CALL_AGAIN / 2 end
-    answer[3] = math.max(answer[3], math.ceil(limit.count / CALLS_PER_MILLISECOND))
-    answer[index + 3] = limit.grant
+    pods = math.max(pods, limit.count)
+    slices[index] = limit.grant
   end
-  answer[#limits + index + 3] = limit.short or 0
+  shorts[index] = limit.short or 0
   local fields = {'epoch', epoch, 'learning', text(limit.learning), 'count', text(limit.count),
     'exposure', text(limit.exposure), 'silent', text(limit.silent), 'learned', text(limit.learned), 'short', text(limit.short_at)}
   for _, name in ipairs(limit.names) do
@@ -350,5 +351,7 @@ for index, limit in ipairs(limits) do
   redis.call('HSET', limit.sums, unpack(fields))
   for _, key in ipairs({limit.sums, limit.pods, limit.order}) do redis.call('EXPIRE', key, KEEP_SECONDS) end
 end
-answer[3] = answer[3] > CALL_AGAIN and answer[3] or again
+local answer = {sequence, now, learning_until, math.max(again, math.ceil(pods / CALLS_PER_MILLISECOND))}
+for _, slice in ipairs(slices) do answer[#answer + 1] = slice end
+for _, short in ipairs(shorts) do answer[#answer + 1] = short end
 return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -19,7 +20,17 @@ from typing import Any
 import pytest
 import redis
 
-PASSWORD = "planted-redis-password-41c7"
+
+def _load(name: str) -> None:
+    """Import a module beside this file; test folders are no packages."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+_load("sharing")
 
 
 class RedisServer:
@@ -47,7 +58,7 @@ class RedisServer:
     def start(self) -> RedisServer:
         """Start on the port of before, else on a free one."""
         for _ in range(20):
-            self.port = self.port or _free_port()
+            self.port = self.port or free_port()
             self._process = subprocess.Popen(
                 [_binary(), *self._listen(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
                  "--dir", str(self.folder), *self._options],
@@ -99,6 +110,56 @@ class RedisServer:
             yield client
 
 
+class Proxy:
+    """A TCP proxy before a server that does to its answers what `treat` says: a function of the bytes to the client.
+
+    It returns the bytes to send, or None for a connection that is cut then; `seconds` is how long it waits before.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._peers: list[socket.socket] = []
+        self.port: int = self._listener.getsockname()[1]
+        self.treat: Callable[[bytes], bytes | None] = bytes
+        self.seconds: Callable[[], float] = float
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._peers.append(client)
+                with contextlib.suppress(OSError):
+                    server = socket.create_connection(("127.0.0.1", self._target))
+                    self._peers.append(server)
+                    threading.Thread(target=self._pump, args=(client, server, False), daemon=True).start()
+                    threading.Thread(target=self._pump, args=(server, client, True), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
+        with contextlib.suppress(OSError):
+            while (found := source.recv(65_536)) or not answers:
+                if answers:
+                    threading.Event().wait(self.seconds())
+                treated = self.treat(found) if answers else found
+                if not found or treated is None:
+                    break
+                sink.sendall(treated)
+        for each in (source, sink):
+            _cut(each)
+
+    def close(self) -> None:
+        """Cut all connections and listen no more."""
+        for each in (self._listener, *self._peers):
+            _cut(each)
+            each.close()
+
+
+def _cut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 def _binary() -> str:
     found = shutil.which("redis-server")
     if found is None:
@@ -107,7 +168,7 @@ def _binary() -> str:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -129,6 +190,26 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     yield start
     for server in running:
         server.kill()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[[RedisServer], Proxy]]:
+    """Put proxies before servers."""
+    running: list[Proxy] = []
+
+    def start(server: RedisServer) -> Proxy:
+        running.append(Proxy(server.port))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.close()
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that nobody uses."""
+    return free_port()
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ class Account:
             arguments += [each.capacity, LEASE_MS + each.stops + 1000, each.stops, each.reserve, each.part]
             arguments += [each.held, each.used, each.wanted, each.safe, each.least, each.whole, each.returned]
             arguments.append(" ".join(map(str, each.fading)))
-        _, _, self.interval, *answer = self._timed.call(keys, arguments, self.now)
+        _, _, _, self.interval, *answer = self._timed.call(keys, arguments, self.now)
         self.short = answer[len(limits) :]
         return answer[: len(limits)]
 
@@ -300,8 +300,10 @@ def test_a_clock_that_steps_back_frees_nothing(account: Account, step_ms: int, f
     assert account.one("b", 5000) == (0 if forgets else 1000 - slice_of_other)
 
 
-@pytest.mark.parametrize("answer", [None, [1, 2, 3], [1, 2, 3, 4, "5"], [1, 2, 3, 4, 5, 6], b"OK"])
+@pytest.mark.parametrize(
+    "answer", [None, [7, 2, 3], [7, 2, 3, 4, 5, "6"], [7, 2, 3, 4, 5, 6, 7], [6, 2, 3, 4, 5, 0], b"OK"]
+)
 def test_an_answer_that_is_none_is_refused(answer: object) -> None:
     """Nothing is made of an answer of another shape."""
     with pytest.raises(SliceAnswerError):
-        slice_answer(SliceCall(keys=("k",), arguments=(), limits=("a|b|tokens|",)), answer)
+        slice_answer(SliceCall(keys=("k",), arguments=(), limits=("a|b|tokens|",), sequence=7), answer)
