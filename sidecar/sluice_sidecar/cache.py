@@ -12,11 +12,8 @@ from collections.abc import Iterator
 from copy import copy
 from typing import TYPE_CHECKING, Final
 
-from sluice_core.api.degradation import Level
-from sluice_core.api.quotaallocation import Mode
 from sluice_core.caching import MAX_KEYED_BYTES, CacheUse, Obstacle, answer_key, wishes_of
 from sluice_core.errors import BadRequestError
-from sluice_core.ladder import RANK
 from sluice_core.stored_answers import StoredAnswer, StoredAnswers
 from sluice_sidecar.admit import name_account
 from sluice_sidecar.call import Call, Sharing
@@ -67,8 +64,6 @@ class Answers:
         rule = first.cache
         if rule is None or not call.generating:
             return Lead(self, call, candidates)
-        if self._closed(call, first):
-            return Lead(self, call, candidates)
         sharing = self._sharing(call, first)
         key = sharing.key
         if isinstance(key, Obstacle):
@@ -105,14 +100,6 @@ class Answers:
         view = self._governor.view()
         keeps = view is not None and any(rule.cache for route in view.policy.routes for rule in route.rules)
         self.stored.tidy(now if keeps else float("inf"))
-
-    def _closed(self, call: Call, first: Candidate) -> bool:
-        """Tell whether the level of service is below the one at which kept answers are given."""
-        admission = self._governor.admission
-        if not admission.degraded or not admission.knows(first.upstream):
-            return False
-        level = admission.standing(first.upstream, call.clock()).level
-        return RANK[level] > RANK[Level.CACHE_ONLY] and admission.account(first.upstream).mode is Mode.ENFORCE
 
     # --- what is kept
 

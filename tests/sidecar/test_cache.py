@@ -230,11 +230,12 @@ DIFFERENT: dict[str, Any] = {
 
 @pytest.mark.parametrize("difference", DIFFERENT)
 def test_a_different_call_is_another_call(
-    start: Any, client: Client, mock: Any, policies: Any, difference: str
+    share: Any, client: Client, mock: Any, policies: Any, difference: str
 ) -> None:
     """Whatever the answer may depend on keeps calls apart."""
-    api = client(start(cached(policies, mock)).base_url)
-    assert [use(create(api)), use(create(api, **DIFFERENT[difference]))] == ["miss", "miss"]
+    api = client(share(cached(policies, mock)).base_url)
+    alone = {"extra_body": {"x": difference}}
+    assert [use(create(api, **alone)), use(create(api, **alone, **DIFFERENT[difference]))] == ["miss", "miss"]
     assert len(mock.ledger) == 2
 
 
