@@ -17,12 +17,12 @@ from typing import Final
 from sluice_core.api.upstream import Limits
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.allocator import Allocator
-from sluice_core.limits.decisions import Admitted, Ask
+from sluice_core.limits.decisions import Admitted, Ask, Reservation
 from sluice_core.limits.safe import rounded_up, safe_limits
 from sluice_core.limits.shares import Share, plan
 from sluice_core.selection import PodPolicy
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
-from sluice_core.sync import Demand, Lease
+from sluice_core.sync import Demand, Heard, Lease
 
 UPSTREAM: Final = "bench/openai"
 SHARES: Final = {"chat": 60, "batch": 30, "tools": 10}
@@ -34,6 +34,7 @@ BUSY_REPORT_SECONDS: Final = 1.0
 LONGEST_GAP_SECONDS: Final = 2.0
 TICK_SECONDS: Final = 0.25
 CUT_OFF_SECONDS: Final = 60.0
+CALL_SECONDS: Final = 5.0
 CHURN_SECONDS: Final = 600.0
 TOKENS_PER_CALL: Final = 100
 TOKENS_PER_POD: Final = 6_000
@@ -52,6 +53,7 @@ class Pod:
         "due",
         "gap",
         "granted",
+        "heard",
         "heard_at",
         "hears_until",
         "hurried",
@@ -81,6 +83,7 @@ class Pod:
         self.hurried = False  # somebody was refused since the last report
         self.hears_until = 0.0  # how long it waits for an answer before it reports again
         self.heard_at = 0.0
+        self.heard: tuple[str, float] | None = None  # the leader of the latest answer, and when it gave it
         self.sequence = 0
         self.turn = 0  # counts when it was decided anew when to report
         self.gap = LEAST_GAP_SECONDS
@@ -131,6 +134,7 @@ class Simulation:
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.serial = 0
         self.admitted: deque[tuple[float, list[tuple[Pod, int]]]] = deque()  # by tick
+        self.in_flight: deque[tuple[float, list[tuple[Admission, Reservation]]]] = deque()  # by tick
         self.in_window = 0
         self.worst = 0
         self.leader_cpu = 0.0
@@ -210,6 +214,10 @@ class Simulation:
         self.now = end
         self._replace_some()
         calls = []
+        self.in_flight.append((end, []))
+        while self.in_flight[0][0] <= end - CALL_SECONDS:
+            for admission, reservation in self.in_flight.popleft()[1]:
+                admission.settle(reservation, tokens=None, usd_micros=None, now=end)
         for pod in self.pods:
             rate = pod.rate
             pod.budget = budget = min(pod.budget + rate * TICK_SECONDS, rate * 2 + TOKENS_PER_CALL)
@@ -227,9 +235,11 @@ class Simulation:
     def _call(self, pod: Pod) -> int:
         """Let a pod make all the calls that it wants to; return the tokens that it was admitted."""
         admission, now, tokens = pod.admission, self.now, 0
+        in_flight = self.in_flight[-1][1]
         calls = int(pod.budget // TOKENS_PER_CALL)
         pod.budget -= calls * TOKENS_PER_CALL
-        while calls and isinstance(admission.reserve(UPSTREAM, _CALL, now), Admitted):
+        while calls and isinstance(answer := admission.reserve(UPSTREAM, _CALL, now), Admitted):
+            in_flight.append((admission, answer.reservation))
             tokens += TOKENS_PER_CALL
             calls -= 1
         if calls:
@@ -265,21 +275,25 @@ class Simulation:
         pod.sequence += 1
         pod.sent_at = self.now
         sequence, demands = pod.sequence, pod.admission.demands(self.now)
+        heard = None
+        if pod.heard is not None:
+            heard = Heard(leader=pod.heard[0], answered_at=pod.heard[1], seconds_ago=self.now - pod.heard_at)
         if self.now >= pod.cut_until:
-            self._send(lambda: self._to_leader(pod, demands, sequence))
+            self._send(lambda: self._to_leader(pod, demands, sequence, heard))
 
-    def _to_leader(self, pod: Pod, demands: tuple[Demand, ...], sequence: int) -> None:
+    def _to_leader(self, pod: Pod, demands: tuple[Demand, ...], sequence: int, heard: Heard | None) -> None:
         started = time.process_time()
-        leases = self.leader.exchange(pod.name, sequence, demands, self.now)
+        leases = self.leader.exchange(pod.name, sequence, demands, self.now, heard)
         self.leader_cpu += time.process_time() - started
         self.reports += 1
         interval = self.leader.interval_seconds(pod.name, REPORT_SECONDS, BUSY_REPORT_SECONDS)
-        self._send(lambda: self._to_pod(pod, leases, sequence, interval))
+        by = (self.leader.name, self.now)
+        self._send(lambda: self._to_pod(pod, leases, sequence, interval, by))
 
-    def _to_pod(self, pod: Pod, leases: Sequence[Lease], sequence: int, interval: float) -> None:
+    def _to_pod(self, pod: Pod, leases: Sequence[Lease], sequence: int, interval: float, by: tuple[str, float]) -> None:
         if not pod.alive or sequence != pod.sequence:
             return
-        pod.heard_at = pod.hears_until = self.now
+        pod.heard, pod.heard_at, pod.hears_until = by, self.now, self.now
         pod.admission.apply_leases(leases, sent_at=pod.sent_at)
         amount = sum(lease.amount for lease in leases)
         pod.gap = LEAST_GAP_SECONDS if amount > pod.granted else min(LONGEST_GAP_SECONDS, 2 * pod.gap)

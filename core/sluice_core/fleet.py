@@ -16,7 +16,7 @@ from sluice_core.api.quotaallocation_status import QuotaAllocationStatus
 from sluice_core.api.upstream import Limits, ReportedLimits
 from sluice_core.budget import Assessment
 from sluice_core.compile import Compiled
-from sluice_core.enforcement import Finding, enforced, spend_unusual, within_budget
+from sluice_core.enforcement import Finding, enforced, spend_unusual, store_reachable, within_budget
 from sluice_core.limits.adaptive import LearnedLimits
 from sluice_core.limits.allocator import LEASE_SECONDS, Allocator
 from sluice_core.limits.holdings import with_slack
@@ -49,6 +49,9 @@ MAX_SIDECARS: Final = 20_000
 REPORT_SECONDS: Final = 5.0
 BUSY_REPORT_SECONDS: Final = 1.0
 """Between reports while a rollout is under way: harm has to be seen within seconds."""
+
+_MOST_CLOSING_REPORTS: Final = 200
+"""Reports a second that are asked for while a budget is nearly spent: as many as 1000 pods make in any case."""
 
 
 class _Sidecar:
@@ -205,9 +208,11 @@ class Fleet:
             self._by_instance.pop(request.instance, None)
             self.counts.forget(request.instance)
             return SyncResponse(sequence=request.sequence)
-        leases = self._allocator.exchange(request.instance, request.sequence, request.demands, now)
+        leases = self._allocator.exchange(request.instance, request.sequence, request.demands, now, request.heard)
         return SyncResponse(
             sequence=request.sequence,
+            leader=self._allocator.name,
+            answered_at=now,
             revision=self._revision(namespace),
             leases=leases,
             exhausted=self.spending.exhausted(namespace, unix_now),
@@ -233,8 +238,11 @@ class Fleet:
         return tuple(each for each in request.users if each.scope in allowed)
 
     def _interval_seconds(self, request: SyncRequest, now: float) -> float:
-        if request.pod.namespace in self._rolling:
+        namespace = request.pod.namespace
+        if namespace in self._rolling:
             return BUSY_REPORT_SECONDS
+        if self.spending.closing(namespace):
+            return min(REPORT_SECONDS, max(BUSY_REPORT_SECONDS, len(self._by_instance) / _MOST_CLOSING_REPORTS))
         news = self._users.interval_seconds(request.users, now) if request.users else None
         seconds = self._allocator.interval_seconds(request.instance, REPORT_SECONDS, BUSY_REPORT_SECONDS)
         return seconds if news is None else min(seconds, news)
@@ -302,9 +310,10 @@ class Fleet:
         self, quota: str, problems: Iterable[Problem], now: float, unix_now: float
     ) -> tuple[Finding, ...]:
         """Return the conditions of a quota that hang on what is reported, besides the problems of its spec."""
-        budgets = self.spending.assess(quota, unix_now)
+        budgets, gauges = self.spending.assess(quota, unix_now), self._gauges(quota, now)
         found = (
-            enforced(self._quotas.get(quota), problems, self._gauges(quota, now)),
+            enforced(self._quotas.get(quota), problems, gauges),
+            store_reachable(self._quotas.get(quota), gauges),
             within_budget(budgets, self.spending.budgets(quota)),
             spend_unusual(budgets, self.spending.unusual(quota, unix_now)),
             self._full_service(quota, budgets),

@@ -33,6 +33,9 @@ class Demand(Value, frozen=True, kw_only=True):
     would use soon, `safe` what it may use without a lease. Less than `least` would be of no use to it: the largest
     single call that waits. `returned` is what it held until this very report. In the last report of a process `fading`
     tells what of `used` still counts after each further even part of the window.
+
+    While there is not enough for all, `certain` tells what of `used` nothing but time gives back, for its calls are
+    over: how much there is, and what of it still counts after each further even part of the window but the last.
     """
 
     limit: _name
@@ -43,6 +46,18 @@ class Demand(Value, frozen=True, kw_only=True):
     least: int = 0
     returned: int = 0
     fading: Annotated[tuple[int, ...], Meta(max_length=16)] = ()
+    certain: Annotated[tuple[int, ...], Meta(max_length=16)] = ()
+
+
+class Heard(Value, frozen=True, kw_only=True):
+    """The latest answer that has arrived: who gave it, when by the giver's own clock, and how long ago it arrived.
+
+    It tells the giver how old the report that names it can be at most.
+    """
+
+    leader: _name = ""
+    answered_at: float = 0.0
+    seconds_ago: float = 0.0
 
 
 class Lease(Value, frozen=True, kw_only=True):
@@ -161,7 +176,8 @@ class AllocationGauge(Value, frozen=True, kw_only=True):
     """The state of one allocation in one pod. What is used, refused and degraded is that of the last minute.
 
     `unpriced` counts calls whose cost is not known, with a model of them. What is granted is said where it comes from
-    another store, because the leader knows of it by this alone.
+    another store, because the leader knows of it by this alone; so is what is wrong with that store, and whether it
+    gives out nothing new because it has to learn first.
     """
 
     quota: _name
@@ -174,6 +190,8 @@ class AllocationGauge(Value, frozen=True, kw_only=True):
     unpriced_model: _name = ""
     granted_requests: int = 0
     granted_tokens: int = 0
+    store_error: _name = ""
+    store_learning: bool = False
     degraded: int = 0
 
 
@@ -201,6 +219,7 @@ class SyncRequest(Value, frozen=True, kw_only=True):
     observations: Annotated[tuple[LimitObservation, ...], Meta(max_length=256)] = ()
     gauges: Annotated[tuple[AllocationGauge, ...], Meta(max_length=256)] = ()
     breakers: Annotated[tuple[BreakerGauge, ...], Meta(max_length=256)] = ()
+    heard: Heard | None = None
     stopping: bool = False
 
 
@@ -208,10 +227,13 @@ class SyncResponse(Value, frozen=True, kw_only=True):
     """The answer: leases, spent budgets, the revision to run, and when to report again.
 
     `exhausted` is None while the leader does not know yet what was spent before it: what the sidecar knows stays true,
-    `spent` included: how much is spent of budgets that have steps, from the first step on.
+    `spent` included: how much is spent of budgets that have steps, from the first step on. The next report names
+    `leader` and `answered_at`, which is on the leader's clock, as `Heard`.
     """
 
     sequence: int
+    leader: str = ""
+    answered_at: float = 0.0
     revision: _name = ""
     leases: tuple[Lease, ...] = ()
     exhausted: tuple[Exhausted, ...] | None = ()

@@ -118,6 +118,8 @@ class Governor:
         self._snapshot: Snapshot | None = None
         self._retired: list[Upstream] = []
         self._last_sequence = 0
+        self.latest_answer: tuple[SyncResponse, float] | None = None
+        """The latest answer of the control plane and when it arrived."""
 
     # --- policy
 
@@ -280,6 +282,7 @@ class Governor:
         """Act on the answer to the latest report."""
         now = self.clock()
         self.source.heard(now)
+        self.latest_answer = (answer, now)
         if answer.sequence != self._last_sequence:
             return
         self.admission.apply_leases(answer.leases, sent_at=sent_at)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sluice_core.rollout.counts import ArmCounts
-from sluice_core.sync import AllocationGauge, BreakerGauge, PodRef, SyncRequest
+from sluice_core.sync import AllocationGauge, BreakerGauge, Heard, PodRef, SyncRequest, SyncResponse
 from sluice_sidecar.cache import cache_readings
 from sluice_sidecar.store.redis_store import RedisStore
 from sluice_sidecar.telemetry.metrics import Reading
@@ -38,20 +38,38 @@ def build_report(governor: Governor, sequence: int, *, stopping: bool) -> SyncRe
         observations=governor.pacing.observations(now)[:256],
         gauges=_gauges(governor, now)[:256],
         breakers=_breakers(governor),
+        heard=_heard(governor.latest_answer, now),
         stopping=stopping,
     )
 
 
+def _heard(latest: tuple[SyncResponse, float] | None, now: float) -> Heard | None:
+    if latest is None or not latest[0].leader:  # an older leader does not say who it is
+        return None
+    answer, arrived_at = latest
+    return Heard(leader=answer.leader[:512], answered_at=answer.answered_at, seconds_ago=max(0.0, now - arrived_at))
+
+
 def _gauges(governor: Governor, now: float) -> tuple[AllocationGauge, ...]:
     found = []
+    stores = _stores(governor)
     for gauge in governor.admission.gauges(now):
         place = (gauge.quota, gauge.allocation)
         count, model = governor.unpriced.get(place, (0, ""))
         degraded = governor.degraded[place].expire(now) if place in governor.degraded else 0
         if count or degraded:
             gauge = msgspec.structs.replace(gauge, unpriced=count, unpriced_model=model[:512], degraded=degraded)
+        if (store := stores.get(gauge.quota)) is not None:
+            error, learning = store.failing(now), store.learning_seconds > 0
+            gauge = msgspec.structs.replace(gauge, store_error=error, store_learning=learning)
         found.append(gauge)
     return tuple(found)
+
+
+def _stores(governor: Governor) -> dict[str, RedisStore]:
+    """Return the stores by the quotas that name them."""
+    accounts = ((each, governor.admission.account(each.upstream)) for each in governor.stores)
+    return {account.quota.key: store for store, account in accounts if account.quota is not None}
 
 
 def _counts(governor: Governor) -> tuple[ArmCounts, ...]:

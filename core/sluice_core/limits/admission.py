@@ -17,6 +17,8 @@ from sluice_core.selection import PodPolicy
 from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease, SpentShare, UserAnswer, UserReport
 
 _MAX_RETIRED = 64
+_MAX_OPEN = 65_536
+"""Calls that are remembered as not over; more at once no process can have."""
 
 __all__ = ["UNALLOCATED", "Account", "Admission", "budgets_of"]
 
@@ -27,7 +29,7 @@ class Admission:
     `sole` says that there is no other pod, so that no leases are needed: local mode, tests.
     """
 
-    __slots__ = ("_accounts", "_max_users", "_next_id", "_retired", "_sole", "_spent", "degraded")
+    __slots__ = ("_accounts", "_max_users", "_next_id", "_open", "_retired", "_sole", "_spent", "degraded")
 
     def __init__(self, *, sole: bool = False, max_users: int = 10_000) -> None:
         self._accounts: dict[str, Account] = {}
@@ -36,6 +38,7 @@ class Admission:
         """Whether any account at all may stand below the full service."""
         self._max_users = max_users
         self._next_id = 0
+        self._open: dict[int, Reservation] = {}  # calls that are not over, oldest first
         self._retired: dict[str, Account] = {}  # an upstream that comes back finds its use again
         self._sole = sole
 
@@ -82,7 +85,7 @@ class Admission:
                 return answer
             slots = [meter.take(amounts[meter.unit], now) for meter in meters]
         self._next_id += 1
-        reservation = Reservation(self._next_id, upstream, ask, amounts, meters, slots)
+        reservation = self._open[self._next_id] = Reservation(self._next_id, upstream, ask, amounts, meters, slots)
         if answer is not None:
             account.refusals.take(1, now)
             return Admitted(reservation=reservation, would_refuse=answer.obstacle)
@@ -111,6 +114,7 @@ class Admission:
         if not reservation.open:
             return
         reservation.open = False
+        self._open.pop(reservation.id, None)
         _, reserved, priced, slots, _ = reservation.amounts
         more_money = 0 if usd_micros is None else usd_micros - priced
         more_tokens = of_user = 0
@@ -129,6 +133,7 @@ class Admission:
         if not reservation.open:
             return
         reservation.open = False
+        self._open.pop(reservation.id, None)
         for meter, slot in zip(reservation.meters, reservation.slots, strict=True):
             meter.adjust(slot, -reservation.amounts[meter.unit], now)
 
@@ -204,8 +209,15 @@ class Admission:
 
         Accounts that are kept in another store are left out: their leases come from there.
         """
+        while len(self._open) > _MAX_OPEN:  # never, unless somebody forgets to settle
+            del self._open[next(iter(self._open))]
+        open_calls: dict[str, list[Reservation]] = {}
+        for call in self._open.values():
+            open_calls.setdefault(call.upstream, []).append(call)
         accounts = (account for account in self._accounts.values() if account.store is StoreType.LEASES)
-        return tuple(demand for account in accounts for demand in reported(account, now))
+        return tuple(
+            demand for account in accounts for demand in reported(account, now, open_calls.get(account.key, ()))
+        )
 
     def last_demands(self, now: float) -> tuple[Demand, ...]:
         """Return what this pod leaves behind when it ends: it uses nothing more. No lease answers it."""

@@ -20,7 +20,7 @@ from sluice_core.limits.keys import LEASED, SLOT_SECONDS, WINDOW_SECONDS, Dimens
 from sluice_core.limits.safe import safe_part
 from sluice_core.limits.shares import Share
 from sluice_core.snapshot import QuotaPolicy, UpstreamPolicy
-from sluice_core.sync import Demand, Lease
+from sluice_core.sync import Demand, Heard, Lease
 
 LEASE_SECONDS: Final = 30.0
 _UNLIMITED: Final = 2**48
@@ -66,10 +66,12 @@ class Allocator:
         "_swept_at",
         "_upstreams",
         "lease_seconds",
+        "name",
     )
 
     def __init__(self, *, now: float, fresh: bool = False, lease_seconds: float = LEASE_SECONDS) -> None:
         self.lease_seconds = lease_seconds
+        self.name = f"{now:.9f}"  # differs from that of the leader before
         self._started_at = now
         self._fresh = fresh
         self._ledgers: dict[_Place, Ledger] = {}
@@ -112,7 +114,9 @@ class Allocator:
         self._elsewhere = frozenset(elsewhere)
         self._sweep(now)
 
-    def exchange(self, holder: str, sequence: int, demands: Sequence[Demand], now: float) -> tuple[Lease, ...]:
+    def exchange(
+        self, holder: str, sequence: int, demands: Sequence[Demand], now: float, heard: Heard | None = None
+    ) -> tuple[Lease, ...]:
         """Take a report and return the leases that answer it. Repeated ones get the same answer, older ones none."""
         session = self._sessions.get(holder)
         if session is None:
@@ -121,6 +125,7 @@ class Allocator:
             return session.leases if sequence == session.sequence else ()
         session.sequence = sequence
         leases = []
+        sent_after = self._sent_after(heard, now)
         for demand in demands:
             place = self._place(demand.limit)
             if place is None:
@@ -128,7 +133,7 @@ class Allocator:
             ledger, allocation = place
             amount, short = _UNLIMITED, False
             if ledger is not None:
-                amount = ledger.exchange(holder, allocation, demand, now, self.lease_seconds)
+                amount = ledger.exchange(holder, allocation, demand, now, self.lease_seconds, sent_after)
                 short = ledger.short
             leases.append(Lease(limit=demand.limit, amount=amount, ttl_seconds=self.lease_seconds, short=short))
         session.leases = tuple(leases)
@@ -186,6 +191,12 @@ class Allocator:
         if place in self._elsewhere:
             unknown_since = now
         return unknown_since + with_slack(self.lease_seconds + window)
+
+    def _sent_after(self, heard: Heard | None, now: float) -> float:
+        """Return the moment before which a report was not sent: not before the answer arrived that it tells of."""
+        if heard is None or heard.leader != self.name or not 0.0 <= heard.seconds_ago <= now - heard.answered_at:
+            return float("-inf")
+        return heard.answered_at + heard.seconds_ago * 0.99  # clocks drift
 
     def _place(self, text: str) -> tuple[Ledger | None, str] | None:
         """Return the ledger of a limit, None in its place if the dimension has no limit, and the allocation."""

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from sluice_core.limits.accounts import Account
-from sluice_core.limits.meters import Meter
+from sluice_core.limits.decisions import Reservation
+from sluice_core.limits.meters import Meter, RateMeter
 from sluice_core.sync import Demand
 
+CERTAIN_PARTS: Final = 12
+"""Into how many parts the window is cut to tell when what is used for certain leaves it: five seconds of a minute."""
+_NOTHING: Final[Mapping[int, int]] = {}
 
-def reported(account: Account, now: float) -> tuple[Demand, ...]:
+
+def reported(account: Account, now: float, open_calls: Iterable[Reservation] = ()) -> tuple[Demand, ...]:
     """Return what is reported to whoever leases, and keep to it: where there is not enough for all, what
-    is not wanted soon is given back with it.
+    is not wanted soon is given back with it. What calls that are not over have reserved is not used for certain.
     """
     found = []
+    uncertain = _uncertain(open_calls)
     for meter in _limited(account):
         allowance, used, wanted = meter.allowance, meter.used(now), meter.wanted(now)
         before = _held(meter, used, now)
         allowance.reported = wanted
         allowance.give_back(wanted, now)
         held = _held(meter, used, now)
-        found.append(_demand(meter, held=held, used=used, wanted=wanted, returned=before - held))
+        certain: tuple[int, ...] = ()
+        if isinstance(meter, RateMeter) and allowance.short and used:
+            certain = meter.window.certain(CERTAIN_PARTS, uncertain.get(id(meter), _NOTHING), now)
+        found.append(_demand(meter, held=held, used=used, wanted=wanted, returned=before - held, certain=certain))
     return tuple(found)
+
+
+def _uncertain(open_calls: Iterable[Reservation]) -> Mapping[int, Mapping[int, int]]:
+    """Return what calls that are not over have reserved, by meter and slot."""
+    found: dict[int, dict[int, int]] = {}
+    for call in open_calls:
+        for meter, slot in zip(call.meters, call.slots, strict=True):
+            slots = found.setdefault(id(meter), {})
+            slots[slot] = slots.get(slot, 0) + call.amounts[meter.unit]
+    return found
 
 
 def left_behind(account: Account, now: float) -> tuple[Demand, ...]:
@@ -50,7 +70,9 @@ def _held(meter: Meter, used: int, now: float) -> int:
     return max(used, meter.allowance.leased(now), meter.allowance.safe)
 
 
-def _demand(meter: Meter, *, held: int, used: int, wanted: int, returned: int = 0) -> Demand:
+def _demand(
+    meter: Meter, *, held: int, used: int, wanted: int, returned: int = 0, certain: tuple[int, ...] = ()
+) -> Demand:
     return Demand(
         limit=meter.name,
         held=held,
@@ -59,4 +81,5 @@ def _demand(meter: Meter, *, held: int, used: int, wanted: int, returned: int = 
         safe=meter.allowance.safe,
         least=meter.largest_waiting,
         returned=returned,
+        certain=certain,
     )

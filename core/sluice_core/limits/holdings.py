@@ -3,6 +3,9 @@
 Of each pod the leader assumes the most that it may use within any window: the larger of what it said it holds and what
 it was leased in answer. That counts until its lease has run out and a whole window after it, if nothing is heard.
 A pod sends one report at a time and obeys the answer to its latest one only, so nothing else can be under way.
+
+Of a pod that is gone, or whose lease has run out, it is enough to count what it may have used. What it reported as used
+for certain was in the way of other use until its end, unless it left the window before; so it is free as it leaves.
 """
 
 from __future__ import annotations
@@ -24,13 +27,16 @@ class Holding:
 
     __slots__ = (
         "allocation",
+        "certain",
         "expires_at",
         "exposure",
         "fading",
         "granted",
         "heard_at",
+        "lease_ends_at",
         "least",
         "safe",
+        "sent_after",
         "used",
         "wanted",
     )
@@ -44,7 +50,10 @@ class Holding:
         self.wanted = 0
         self.least = 0
         self.safe = 0
+        self.certain: tuple[int, ...] = ()
+        self.sent_after = float("-inf")
         self.heard_at = 0.0
+        self.lease_ends_at = 0.0
         self.expires_at = 0.0
 
 
@@ -88,9 +97,20 @@ class Ledger:
         self._window_seconds = window
         self._planned_at = float("-inf")
 
-    def exchange(self, holder: str, allocation: str, demand: Demand, now: float, lease_seconds: float) -> int:
-        """Take a pod's report and return the amount of its new lease."""
+    def exchange(
+        self,
+        holder: str,
+        allocation: str,
+        demand: Demand,
+        now: float,
+        lease_seconds: float,
+        sent_after: float = float("-inf"),
+    ) -> int:
+        """Take a pod's report and return the amount of its new lease. It was sent after `sent_after`, if not before."""
         holding = self._take(holder, allocation, demand, now, lease_seconds)
+        holding.sent_after = sent_after
+        if sent_after == float("-inf"):
+            holding.certain = ()  # who knows how old this is
         self._plan(now, lease_seconds)
         level = self._levels.get(allocation, Level())
         draw = draw_of(holder, int(now // _ROTATION_SECONDS))
@@ -130,6 +150,7 @@ class Ledger:
         """Take note that a pod is no more. What is `in_flight` ended with it; what was used has to leave the window."""
         holding = self.holdings.get(holder)
         if holding is not None:
+            self._let_fade(holding, now)
             self._end(holding, now if in_flight else now + with_slack(self._window_seconds))
 
     def sweep(self, now: float) -> None:
@@ -139,8 +160,30 @@ class Ledger:
             self._held -= holding.exposure
             self._safe_known[holding.allocation] -= holding.safe
         for holding in self.holdings.values():
+            if holding.certain and now >= holding.lease_ends_at:
+                self._let_fade(holding, now)
             while holding.fading and holding.fading[-1][0] <= now:
                 self._expose(holding, min(holding.exposure, holding.fading.pop()[1]))
+
+    def _let_fade(self, holding: Holding, now: float) -> None:
+        """Plan when how much of a pod's use will have left the window, now that it can add none but its safe share."""
+        certain, holding.certain = holding.certain, ()
+        if not certain:
+            return
+        parts, ended_at = len(certain), min(now, holding.lease_ends_at)
+        part_seconds = self._window_seconds / parts
+        # The pod's clock may run faster, and its window may be finer than this one by its coarseness.
+        first = int((ended_at - holding.sent_after) * 1.02 / part_seconds) + 1 if ended_at > holding.sent_after else 1
+        if first >= parts:
+            return
+        steps = [
+            (
+                holding.heard_at + with_slack(part_seconds * part),
+                certain[first] - (certain[part] if part < parts else 0),
+            )
+            for part in range(first + 1, parts + 1)
+        ]
+        holding.fading = [(at, max(holding.safe, holding.exposure - over)) for at, over in steps][::-1]
 
     def _end(self, holding: Holding, expires_at: float) -> None:
         self._safe_known[holding.allocation] -= holding.safe
@@ -160,7 +203,9 @@ class Ledger:
         holding.safe = demand.safe
         self._safe_known[allocation] = self._safe_known.get(allocation, 0) + holding.safe
         holding.used, holding.wanted, holding.least = demand.used, demand.wanted, demand.least
+        holding.certain, holding.fading = demand.certain, []
         holding.heard_at = now
+        holding.lease_ends_at = now + with_slack(lease_seconds)
         # The pod counts its lease from an earlier moment than this, so it gives it up first.
         holding.expires_at = now + with_slack(lease_seconds + self._window_seconds)
         # An exposure is lowered only by the pod's own word, and before anything is granted on the strength of it.

@@ -6,7 +6,9 @@ permit taken at `t` no earlier than at `t + window`, so that no window, wherever
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 
 
 class SlidingWindow:
@@ -101,6 +103,19 @@ class SlidingWindow:
             sum(taken for slot, taken in self.amounts.items() if slot - oldest >= self.slots * part // parts)
             for part in range(1, parts)
         )
+
+    def certain(self, parts: int, uncertain: Mapping[int, int], now: float) -> tuple[int, ...]:
+        """Return what is used for certain, now and after 1, 2 ... `parts` - 1 parts of the window.
+
+        `uncertain` is what may still be given back, by the slot that it is in.
+        """
+        self.expire(now)
+        oldest = self.newest - self.slots
+        lasting = [0] * parts
+        for slot, taken in self.amounts.items():
+            last = min(parts - 1, (slot - oldest) * parts // self.slots)  # after so many parts it still counts
+            lasting[last] += max(0, taken - uncertain.get(slot, 0))
+        return tuple(itertools.accumulate(reversed(lasting)))[::-1]
 
     def earliest(self, amount: int, limit: int, now: float, slots: int | None = None) -> float | None:
         """Return when `amount` fits under `limit` if nothing else is used till then, or None if it never does.

@@ -14,7 +14,7 @@ from sluice_core.limits.queue import Ready, Waiter, WaitingLine
 from sluice_core.limits.safe import safe_limits
 from sluice_core.selection import PodPolicy
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
-from sluice_core.sync import Demand, Lease
+from sluice_core.sync import Demand, Heard, Lease
 
 UPSTREAM = "team/openai"
 SHARES = {"chat": 60, "batch": 30}
@@ -38,6 +38,7 @@ class Pod:
         self.line = WaitingLine(self.admission)
         self.sequence = 0
         self.sent_at = 0.0
+        self.answer: tuple[str, float, float] | None = None  # the latest one: whose, when on its clock, on the pod's
         self.in_flight: list[Admitted] = []
         self.alive = True
         self.died_at = 0.0
@@ -57,8 +58,8 @@ class Fleet(RuleBasedStateMachine):
         self.now = 1000.0
         self.pods: list[Pod] = []
         self.dead: list[Pod] = []
-        self.requests_under_way: list[tuple[Pod, int, tuple[Demand, ...], bool]] = []
-        self.answers_under_way: list[tuple[Pod, int, tuple[Lease, ...]]] = []
+        self.requests_under_way: list[tuple[Pod, int, tuple[Demand, ...], Heard | None, bool]] = []
+        self.answers_under_way: list[tuple[Pod, int, tuple[Lease, ...], tuple[str, float]]] = []
         self.limits_log: list[tuple[float, Limits]] = []
         self.admitted: list[list[float]] = []  # time, tokens
         self.admitted_today: list[float] = []
@@ -114,9 +115,9 @@ class Fleet(RuleBasedStateMachine):
         """A pod's report and its answer arrive without delay."""
         pod = self._pod(index)
         for _ in range(rounds):
-            sequence, demands = self._report(pod)
-            leases = self.leader.exchange(pod.name, sequence, demands, self._leader_now())
-            self._apply(pod, sequence, leases)
+            sequence, demands, heard = self._report(pod)
+            leases = self.leader.exchange(pod.name, sequence, demands, self._leader_now(), heard)
+            self._apply(pod, sequence, leases, (self.leader.name, self._leader_now()))
 
     @rule()
     def all_report_and_hear(self) -> None:
@@ -128,32 +129,31 @@ class Fleet(RuleBasedStateMachine):
     def pod_sends(self, index: int) -> None:
         """A pod sends a report, which is under way."""
         pod = self._pod(index)
-        sequence, demands = self._report(pod)
-        self.requests_under_way.append((pod, sequence, demands, False))
+        self.requests_under_way.append((pod, *self._report(pod), False))
 
     @precondition(lambda self: self.requests_under_way)
     @rule(index=st.integers(0, 99), keep=st.booleans())
     def report_arrives(self, index: int, keep: bool) -> None:
         """Any report under way arrives; kept, it will arrive once more."""
         index %= len(self.requests_under_way)
-        pod, sequence, demands, stopping = self.requests_under_way[index]
+        pod, sequence, demands, heard, stopping = self.requests_under_way[index]
         if not keep:
             del self.requests_under_way[index]
         if stopping:
             self.leader.stop(pod.name, sequence, demands, self._leader_now())
             return
-        leases = self.leader.exchange(pod.name, sequence, demands, self._leader_now())
-        self.answers_under_way.append((pod, sequence, leases))
+        leases = self.leader.exchange(pod.name, sequence, demands, self._leader_now(), heard)
+        self.answers_under_way.append((pod, sequence, leases, (self.leader.name, self._leader_now())))
 
     @precondition(lambda self: self.answers_under_way)
     @rule(index=st.integers(0, 99), keep=st.booleans())
     def answer_arrives(self, index: int, keep: bool) -> None:
         """Any answer under way arrives."""
         index %= len(self.answers_under_way)
-        pod, sequence, leases = self.answers_under_way[index]
+        pod, sequence, leases, by = self.answers_under_way[index]
         if not keep:
             del self.answers_under_way[index]
-        self._apply(pod, sequence, leases)
+        self._apply(pod, sequence, leases, by)
 
     @rule()
     def network_fails(self) -> None:
@@ -181,7 +181,7 @@ class Fleet(RuleBasedStateMachine):
             case "stopped":
                 pod.sequence += 1
                 demands = pod.admission.last_demands(self._now(pod))
-                self.requests_under_way.append((pod, pod.sequence, demands, True))
+                self.requests_under_way.append((pod, pod.sequence, demands, None, True))
             case "seen gone":
                 self.leader.gone(pod.name, self._leader_now())
             case "restarted":
@@ -190,7 +190,8 @@ class Fleet(RuleBasedStateMachine):
     @rule(clock=st.floats(0, 1e6))
     def leader_fails_over(self, clock: float) -> None:
         """Another leader takes over, with another clock and no memory."""
-        self.leader_clock = clock
+        self.started += 1
+        self.leader_clock = clock + 1e7 * self.started  # no two leaders are called the same
         self.leader = Allocator(now=self._leader_now())
         self.leader.configure([self._whole()], self._leader_now())
 
@@ -269,12 +270,17 @@ class Fleet(RuleBasedStateMachine):
                 admitted = Admitted(reservation=outcome.reservation)
                 self._record(pod, admitted, outcome.reservation.ask.tokens)
 
-    def _report(self, pod: Pod) -> tuple[int, tuple[Demand, ...]]:
+    def _report(self, pod: Pod) -> tuple[int, tuple[Demand, ...], Heard | None]:
         pod.sequence += 1
-        pod.sent_at = self._now(pod)
-        return pod.sequence, pod.admission.demands(self._now(pod))
+        pod.sent_at = now = self._now(pod)
+        heard = None
+        if pod.answer is not None:
+            leader, answered_at, arrived_at = pod.answer
+            heard = Heard(leader=leader, answered_at=answered_at, seconds_ago=now - arrived_at)
+        return pod.sequence, pod.admission.demands(now), heard
 
-    def _apply(self, pod: Pod, sequence: int, leases: tuple[Lease, ...]) -> None:
+    def _apply(self, pod: Pod, sequence: int, leases: tuple[Lease, ...], by: tuple[str, float]) -> None:
+        pod.answer = (*by, self._now(pod))
         if pod.alive and sequence == pod.sequence:
             pod.admission.apply_leases(leases, sent_at=pod.sent_at)
             self._serve(pod)
