@@ -21,6 +21,7 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_FIELDS: Final = 256
 _PAUSE_BYTES: Final = 256 * 1024  # a slow reader stops its own upstream here
 _RESUME_BYTES: Final = 64 * 1024
+_JOINED_BYTES: Final = 256 * 1024  # copying so much costs less than writing twice
 
 _NO_BODY: Final = frozenset({204, 304})
 _NO_FIELDS: Final = Fields(())
@@ -220,7 +221,7 @@ class Connection(asyncio.Protocol):
         self._idle_seconds = timeouts.idle_seconds
         if not body:
             self.write(head)
-        elif len(body) < _RESUME_BYTES:
+        elif len(body) <= _JOINED_BYTES:
             self.write(head + body)
         else:
             self.write(head)
