@@ -125,17 +125,12 @@ class Fields(Mapping[str, str]):
         template = layout.templates.get(key) or layout.back(*key)
         return template.text % tuple(template.pick(self._values))
 
-    def passed_on(self, ours: Sequence[Field], *, keep_identity: bool) -> bytes:
-        """Return the lines of a request's head: the application's where not replaced by one of `ours`, then ours.
-
-        Raises:
-            BadFieldError: one of ours cannot stand in a head.
-        """
+    def passed_on(self, ours: tuple[str, ...], *, keep_identity: bool) -> bytes:
+        """Return the lines of the application's head that go upstream: those that no field of ours replaces."""
         layout = self._layout
-        names = tuple([name for name, _ in ours])
-        key = (names, keep_identity, layout.meant_for_one_hop(self._values))
+        key = (ours, keep_identity, layout.meant_for_one_hop(self._values))
         template = layout.templates.get(key) or layout.on(*key)
-        return template.text % tuple(template.pick(self._values)) + lines_of(ours)
+        return template.text % tuple(template.pick(self._values))
 
 
 def lines_of(fields: Sequence[Field], *, errors: str = "strict") -> bytes:
@@ -152,6 +147,20 @@ def lines_of(fields: Sequence[Field], *, errors: str = "strict") -> bytes:
         return lines.encode("latin-1", errors)
     except UnicodeEncodeError:
         raise BadFieldError("a header field holds a character that cannot be sent") from None
+
+
+class OwnFields:
+    """Fields of ours that are the same in many requests, checked and written once. A secret may be among them.
+
+    `names` are those of the further ones too that are written for each request.
+    """
+
+    __slots__ = ("lines", "names")
+
+    def __init__(self, fields: Sequence[Field], further: Sequence[str]) -> None:
+        """Raise `BadFieldError` if one of them cannot stand in a head."""
+        self.names = (*[name for name, _ in fields], *further)
+        self.lines = lines_of(fields)
 
 
 def media_type(content_type: str) -> str:
@@ -257,13 +266,18 @@ class RequestFields:
         """Send the application's own identity after all."""
         self._keep_identity = True
 
+    def lines_before(self, own: OwnFields, further: bytes) -> bytes:
+        """Return the lines of the head to send: the application's, where not replaced, then our own, then `further`."""
+        return self.first.passed_on(own.names, keep_identity=self._keep_identity) + own.lines + further
+
     def lines(self, ours: Sequence[Field]) -> bytes:
         """Return the lines of the head to send: the application's, where not replaced by one of `ours`, then ours.
 
         Raises:
             BadFieldError: one of ours cannot stand in a head.
         """
-        return self.first.passed_on(ours, keep_identity=self._keep_identity)
+        names = tuple([name for name, _ in ours])
+        return self.first.passed_on(names, keep_identity=self._keep_identity) + lines_of(ours)
 
     def with_fields(self, ours: Sequence[Field]) -> list[Field]:
         """Return what `lines` writes, as pairs."""

@@ -7,11 +7,12 @@ from sluice_core.records import Outcome
 from sluice_sidecar.attempt import Order
 from sluice_sidecar.call import Call
 from sluice_sidecar.errors import RefusedError
-from sluice_sidecar.headers import Field
+from sluice_sidecar.headers import Field, OwnFields
 from sluice_sidecar.plan import Plan
 from sluice_sidecar.upstream import Key, Upstream
 
 _IDENTITY: Field = ("Accept-Encoding", "identity")
+_REQUEST_ID = "x-client-request-id"
 
 
 def order_for(call: Call, plan: Plan, key: Key) -> Order:
@@ -32,7 +33,7 @@ def order_for(call: Call, plan: Plan, key: Key) -> Order:
     return Order(
         method=call.method,
         url=upstream.base + call.target.suffix,
-        lines=call.fields.lines(our_fields(call, upstream, key)),
+        lines=_lines(call, upstream, key),
         body=body if call.body_stream is None else call.body_stream,
         timeouts=upstream.policy.timeouts,
         content_length=call.body_length,
@@ -45,12 +46,31 @@ def order_for(call: Call, plan: Plan, key: Key) -> Order:
 
 def our_fields(call: Call, upstream: Upstream, key: Key) -> list[Field]:
     """Return the header fields that are ours: the key, the upstream's extra fields, trace and request id."""
+    fields = _lasting_fields(call, upstream, key)
+    fields.append(("traceparent", call.traceparent))
+    if _REQUEST_ID not in call.fields.first:
+        fields.append((_REQUEST_ID, call.id))
+    return fields
+
+
+def _lines(call: Call, upstream: Upstream, key: Key) -> bytes:
+    """Return the application's header fields and ours, as they are sent."""
+    named = _REQUEST_ID in call.fields.first
+    kind = (key, call.keeps_authorization, call.reads, named)
+    own = upstream.own_heads.get(kind)
+    if own is None:
+        further = ("traceparent",) if named else ("traceparent", _REQUEST_ID)
+        own = upstream.own_heads[kind] = OwnFields(_lasting_fields(call, upstream, key), further)
+    further_lines = f"traceparent: {call.traceparent}\r\n"  # letters and digits, as the id is
+    if not named:
+        further_lines += f"{_REQUEST_ID}: {call.id}\r\n"
+    return call.fields.lines_before(own, further_lines.encode("ascii"))
+
+
+def _lasting_fields(call: Call, upstream: Upstream, key: Key) -> list[Field]:
     fields = list(upstream.own_fields)
     if key.secret is not None and not call.keeps_authorization:
         fields.append(("Authorization", f"Bearer {key.secret.reveal()}"))
-    fields.append(("traceparent", call.traceparent))
-    if "x-client-request-id" not in call.fields.first:
-        fields.append(("X-Client-Request-Id", call.id))
     if call.reads:
         fields.append(_IDENTITY)
     return fields

@@ -8,7 +8,7 @@ from sluice_core.pricing import PriceBook
 from sluice_core.retry import RetryBudget
 from sluice_core.snapshot import UpstreamPolicy
 from sluice_sidecar.credentials import Credentials, Secret
-from sluice_sidecar.headers import Field
+from sluice_sidecar.headers import Field, OwnFields
 from sluice_sidecar.http1_transport import Http1Transport
 from sluice_sidecar.websocket_dialer import WebSocketDialer
 
@@ -26,7 +26,8 @@ NO_KEY = Key()
 class Upstream:
     """The live state of one upstream. It survives a change of policy while address and authority stay the same.
 
-    `keys` are those there are, in the order in which they are tried; none if all files are missing.
+    `keys` are those there are, in the order in which they are tried; none if all files are missing. `own_heads` holds
+    what of the head of a request hangs on the key alone, and on which of our fields the call gets.
     """
 
     __slots__ = (
@@ -35,6 +36,7 @@ class Upstream:
         "in_use",
         "keys",
         "own_fields",
+        "own_heads",
         "policy",
         "prices",
         "retry_budget",
@@ -71,6 +73,7 @@ class Upstream:
             if (secret := self._credentials.get(each.file)) is not None
         )
         self.keys = tuple(found) if self.policy.credentials else (NO_KEY,)
+        self.own_heads: dict[tuple[Key, bool, bool, bool], OwnFields] = {}
 
     async def close(self) -> None:
         """Close all connections."""
