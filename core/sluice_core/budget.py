@@ -288,6 +288,11 @@ class SpendLedger:
                 found.append(Exhausted(budget=name, until=max(ends)))
         return tuple(found)
 
+    def left(self, name: str, budget: Budget, unix_now: float) -> int:
+        """Return what may be spent under a budget before one of its windows is spent."""
+        day, month = day_of(unix_now, budget.time_zone), month_of(unix_now, budget.time_zone)
+        return min(limit - self.spent(name, window) for window, limit in _limits(budget, day, month))
+
     def shares(self, budgets: Mapping[str, Budget], unix_now: float) -> tuple[SpentShare, ...]:
         """Return how much is spent of those budgets that have come to a step, for the answer to a report."""
         return tuple(

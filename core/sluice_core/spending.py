@@ -17,6 +17,7 @@ from sluice_core.alerts import Alert
 from sluice_core.api.base import Value
 from sluice_core.api.quotaallocation import Budget
 from sluice_core.budget import Assessment, LedgerState, SpendLedger
+from sluice_core.last_money import LastMoney
 from sluice_core.limits.accounts import budgets_of
 from sluice_core.snapshot import QuotaPolicy, Snapshot
 from sluice_core.sync import Exhausted, Spend, SpentShare, UserReport
@@ -51,6 +52,7 @@ class Spending:
         "_ended",
         "_exhausted",
         "_exhausted_at",
+        "_last_money",
         "_ledgers",
         "_of_namespace",
         "_pending",
@@ -70,6 +72,7 @@ class Spending:
         self._exhausted: dict[str, Exhausted] = {}
         self._shares: tuple[SpentShare, ...] = ()
         self._exhausted_at = float("-inf")
+        self._last_money = LastMoney()
         self._ended: dict[str, float] = {}
         self._changed: set[str] = set()
         self._unstored: dict[str, str] = {}  # alerts that nobody may hear of yet, with their quotas
@@ -201,6 +204,13 @@ class Spending:
         ledgers = [(self._ledgers[quota], own) for quota, own in self._budgets.items() if quota in self._ledgers]
         self._exhausted = {each.budget: each for ledger, own in ledgers for each in ledger.exhausted(own, unix_now)}
         self._shares = tuple(each for ledger, own in ledgers for each in ledger.shares(own, unix_now))
+        left = {name: ledger.left(name, each, unix_now) for ledger, own in ledgers for name, each in own.items()}
+        self._last_money.look(left, unix_now)
+
+    def closing(self, namespace: str) -> bool:
+        """Tell whether a budget of a namespace's pods will be spent within seconds."""
+        closing = self._last_money.closing
+        return bool(closing) and not closing.isdisjoint(self._of_namespace.get(namespace, frozenset()))
 
     def exhausted_users(self, scope: str, unix_now: float) -> tuple[str, ...] | None:
         """Return the users of an allocation who have spent all that they may today; None as long as that is unknown."""
