@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import sys
@@ -34,6 +35,31 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     """Threads for applications."""
     with ThreadPoolExecutor(16) as threads:
         yield threads
+
+
+class Gate:
+    """Holds calls back at the API while it is closed."""
+
+    def __init__(self) -> None:
+        self._opened: Future[None] = Future()
+
+    async def wait(self, _call: Any) -> None:
+        """Let a call go on once the gate is open."""
+        await asyncio.shield(asyncio.wrap_future(self._opened))
+
+    def open(self) -> None:
+        """Let all calls through."""
+        if not self._opened.done():
+            self._opened.set_result(None)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Hold every call back at the API until the test opens the gate."""
+    made = Gate()
+    monkeypatch.setattr("sluice_cli.mock.app._wait", made.wait)
+    yield made
+    made.open()
 
 
 class Application:
@@ -82,11 +108,13 @@ def first_and_others(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_identical_calls_cost_one(start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor, stream: bool) -> None:
+def test_identical_calls_cost_one(
+    start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor, gate: Gate, stream: bool
+) -> None:
     """All get the same bytes, and each has a record of its own; tokens and dollars are those of one."""
     sidecar = started(start, policies, mock)
-    mock.faults.add(latency_seconds=1.0)
     first, waiting = first_and_others(sidecar, mock, pool, 9, stream=stream)
+    gate.open()
     _, headers, body = first.answer()
     answers = [each.result() for each in waiting]
     assert headers["x-sluice-cache"] == "miss"
@@ -100,7 +128,6 @@ def test_identical_calls_cost_one(start: Any, mock: Any, policies: Any, pool: Th
     }
     assert sidecar.metric("sluice_cache_calls_total", result="coalesced") == 9
     assert sidecar.status()["cache"]["answers"] == 0
-    mock.faults.clear()
     assert Application(sidecar.port).ask(stream=stream).answer()[1]["x-sluice-cache"] == "miss"
 
 
@@ -120,37 +147,47 @@ def test_different_calls_wait_for_nobody(start: Any, mock: Any, policies: Any, p
     first.leave()
 
 
-def test_the_failure_of_the_first_is_its_own(start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor) -> None:
+def test_the_failure_of_the_first_is_its_own(
+    start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor, gate: Gate
+) -> None:
     """The others go on by themselves, and one of them is the new first for those that come."""
     sidecar = started(start, policies, mock)
-    mock.faults.add(error="server_error", count=1, latency_seconds=1.0)
+    mock.faults.add(error="server_error", count=1)
     first, waiting = first_and_others(sidecar, mock, pool, 5)
+    gate.open()
     assert first.answer()[0] == 500
     assert [each.result()[0] for each in waiting] == [200] * 5
     assert len(mock.ledger) == 6
 
 
 def test_an_answer_that_is_not_whole_is_not_shared(
-    start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor
+    start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor, gate: Gate
 ) -> None:
     """Of a stream that breaks off, the others see nothing."""
     sidecar = started(start, policies, mock)
-    mock.faults.add(cut_at_event=5, count=1, latency_seconds=1.0)
+    mock.faults.add(cut_at_event=5, count=1)
     first, waiting = first_and_others(sidecar, mock, pool, 2, stream=True)
+    gate.open()
     assert b"stream_interrupted" in first.answer()[2]
     assert all(each.result()[2].endswith(b"data: [DONE]\n\n") for each in waiting)
 
 
 @pytest.mark.parametrize("moment", ["before its answer", "in the middle of its stream"])
-def test_the_first_may_leave(start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor, moment: str) -> None:
+def test_the_first_may_leave(
+    start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor, gate: Gate, moment: str
+) -> None:
     """Its call goes on for those who wait: the API is asked once, and they get the whole answer."""
     sidecar = started(start, policies, mock)
     streams = moment.startswith("in")
-    mock.faults.add(**{"gap_seconds": 0.2, "events": 10} if streams else {"latency_seconds": 1.5})
+    if streams:
+        mock.faults.add(gap_seconds=0.1, events=10)
     first, waiting = first_and_others(sidecar, mock, pool, 3, stream=streams)
     if streams:
+        gate.open()
         assert first.begin().readline().startswith(b"data:")
     first.leave()
+    assert sidecar.status()["inFlight"] == 4, "it has seen that by now, and goes on"
+    gate.open()
     answers = [each.result() for each in waiting]
     assert [(each[0], each[1]["x-sluice-cache"]) for each in answers] == [(200, "coalesced")] * 3
     assert len({each[2] for each in answers}) == 1
@@ -159,11 +196,10 @@ def test_the_first_may_leave(start: Any, mock: Any, policies: Any, pool: ThreadP
 
 
 def test_a_call_that_nobody_waits_for_any_more_is_ended(
-    start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor
+    start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor, gate: Gate
 ) -> None:
     """The first leaves, then the last of the others: the upstream call ends, and nothing is left behind."""
     sidecar = started(start, policies, mock)
-    mock.faults.add(latency_seconds=30)
     first, _ = first_and_others(sidecar, mock, pool, 0)
     second = Application(sidecar.port).ask()
     sidecar.wait_until(lambda: sidecar.status()["inFlight"] == 2)
@@ -172,19 +208,19 @@ def test_a_call_that_nobody_waits_for_any_more_is_ended(
     sidecar.wait_until(lambda: sidecar.status()["inFlight"] == 0)
     sidecar.wait_until(lambda: mock.ledger.last.outcome == "client_closed")
     assert len(mock.ledger) == 1
-    mock.faults.clear()
+    gate.open()
     assert Application(sidecar.port).ask().answer()[0] == 200
 
 
-def test_one_that_waits_may_leave(start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor) -> None:
+def test_one_that_waits_may_leave(start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor, gate: Gate) -> None:
     """Neither the first nor the others notice."""
     sidecar = started(start, policies, mock)
-    mock.faults.add(latency_seconds=1.5)
     first, waiting = first_and_others(sidecar, mock, pool, 2)
     leaver = Application(sidecar.port).ask()
     sidecar.wait_until(lambda: sidecar.status()["inFlight"] == 4)
     leaver.leave()
     sidecar.wait_until(lambda: sidecar.status()["inFlight"] == 3)
+    gate.open()
     assert [first.answer()[0], *(each.result()[0] for each in waiting)] == [200] * 3
     assert len(mock.ledger) == 1
 
@@ -218,13 +254,13 @@ def test_a_rule_that_drains_keeps_its_word(start: Any, mock: Any, policies: Any,
 
 
 def test_a_large_stream_is_shown_but_not_recorded(
-    start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor
+    start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor, gate: Gate
 ) -> None:
     """Beyond the room for one answer, those who wait go on by themselves."""
     rule = policies.rule(cache=Cache(ttl_seconds=0))
     sidecar = start(policies.snapshot(policies.upstream(mock.base_url), rules=(rule,)), SLUICE_CACHE_BYTES="20000")
-    mock.faults.add(latency_seconds=1.0, count=1)
     first, waiting = first_and_others(sidecar, mock, pool, 1, stream=True)
+    gate.open()
     assert first.answer()[2].endswith(b"data: [DONE]\n\n")
     assert waiting[0].result()[1]["x-sluice-cache"] == "miss"
     assert len(mock.ledger) == 2
