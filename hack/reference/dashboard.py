@@ -115,6 +115,16 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 (("sum by (policy, mode) (rate(sluice_refusals_total[5m]))", "{{mode}} {{policy}}"),),
             ),
             Panel(
+                "Calls below the full service",
+                "reqps",
+                (
+                    (
+                        "sum by (allocation, level, cause) (rate(sluice_level_calls_total[5m]))",
+                        "{{level}} ({{cause}}) {{allocation}}",
+                    ),
+                ),
+            ),
+            Panel(
                 "Waiting in line",
                 "s",
                 ((_p(0.99, "sluice_queue_seconds", "allocation"), "p99 {{allocation}}"),),

@@ -49,7 +49,7 @@ class Levels:
 
     def asks_nobody(self, call: Call, candidates: Candidates) -> bool:
         """Tell whether a call is answered, or refused, without an upstream."""
-        return call.generating and self._closed(call, candidates[0])
+        return _generates(call) and self._closed(call, candidates[0])
 
     def descend(self, call: Call, candidates: Candidates) -> Candidates:
         """Return what may be tried at the level in force: all of the candidates at Full.
@@ -60,7 +60,7 @@ class Levels:
         first = candidates[0]
         standing = self._standing(call, first.upstream)
         candidates = (first, *(each for each in candidates[1:] if not self._closed(call, each)))
-        if standing.level is Level.FULL or not (call.generating or standing.level is Level.MAINTENANCE):
+        if standing.level is Level.FULL or not (_generates(call) or standing.level is Level.MAINTENANCE):
             return candidates
         return self._at(standing, call, candidates)
 
@@ -75,7 +75,7 @@ class Levels:
             return ()
         wait = refusal.retry_after_seconds or 0.0
         standing = self._admission.standing(first.upstream, call.clock(), open_until=call.clock() + wait)
-        if standing.cause is not Cause.BREAKER or not (call.generating or standing.level is Level.MAINTENANCE):
+        if standing.cause is not Cause.BREAKER or not (_generates(call) or standing.level is Level.MAINTENANCE):
             return ()
         account = self._admission.account(first.upstream)
         if account.mode is Mode.SHADOW:
@@ -87,7 +87,7 @@ class Levels:
 
     def economy(self, call: Call, upstream: str) -> Degraded | None:
         """Return what a call to this upstream becomes, None if it stays as it is."""
-        if not call.generating or not _can_be_cheaper(call):
+        if not _generates(call) or not _can_be_cheaper(call):
             return None
         standing = self._standing(call, upstream)
         if standing.level is not Level.ECONOMY or standing.rejects or standing.degrade_to is None:
@@ -105,7 +105,7 @@ class Levels:
         if not self._admission.knows(candidate.upstream):
             return False
         level = self._standing(call, candidate.upstream).level
-        closed = RANK[level] >= _CLOSED if call.generating else level is Level.MAINTENANCE
+        closed = RANK[level] >= _CLOSED if _generates(call) else level is Level.MAINTENANCE
         return closed and self._admission.account(candidate.upstream).mode is Mode.ENFORCE
 
     def _at(self, standing: Standing, call: Call, candidates: Candidates) -> Candidates:
@@ -167,6 +167,10 @@ def _own(like: Candidate, *, replay: Replay | None = None, message: str | None =
     own = copy(like)
     own.upstream, own.fallback, own.replay, own.static_message = "", None, replay, message
     return own
+
+
+def _generates(call: Call) -> bool:
+    return call.generating or call.endpoint is Endpoint.REALTIME  # a conversation begins with a GET
 
 
 def _can_be_cheaper(call: Call) -> bool:

@@ -112,6 +112,7 @@ def status(governor: Governor) -> dict[str, Any]:
         ],
         "limits": governor.admission.limits(now),
         "allocations": _gauges(governor, now),
+        "levels": governor.admission.levels(now),
         "arms": _counts(governor),
         "recordsDropped": governor.records.dropped,
         "cache": {

@@ -279,6 +279,11 @@ class Admission:
         account = self._accounts[upstream]
         return standing(account.ladder, self._spent.of(account, now), open_until)
 
+    def levels(self, now: float) -> dict[str, Standing]:
+        """Return how accounts stand that are below the full service, for people: by upstream."""
+        found = {key: self.standing(key, now) for key in self._accounts} if self.degraded else {}
+        return {key: each for key, each in found.items() if each.level is not Level.FULL}
+
     def _note_degraded(self) -> None:
         by_hand = any(each.ladder.by_hand is not Level.FULL for each in self._accounts.values())
         self.degraded = by_hand or self._spent.anything

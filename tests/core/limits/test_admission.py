@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sluice_core.api.base import KeySource
+from sluice_core.api.degradation import BudgetStep, Level
 from sluice_core.api.quotaallocation import Budget, Mode, OnExhausted, PerUser, UserClass
 from sluice_core.api.upstream import Limits, ModelLimits
 from sluice_core.limits.admission import Admission
@@ -16,7 +17,7 @@ from sluice_core.limits.decisions import Admitted, Ask, Refused, Reservation, Wa
 from sluice_core.limits.keys import Dimension, Layer, LimitKey, parse
 from sluice_core.selection import PodPolicy
 from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
-from sluice_core.sync import Exhausted, Lease
+from sluice_core.sync import Exhausted, Lease, SpentShare
 
 UP = "team/openai"
 
@@ -295,6 +296,29 @@ def test_a_spent_budget_that_degrades_admits() -> None:
     admission.apply_exhausted([Exhausted(budget="team/quota", until=5000.0)], now=0.0, unix_now=4000.0)
     admit(admission)
     assert admission.exhausted_budget(UP, 0.0) == (budget, 1000.0)
+
+
+def test_steps_of_a_budget_hold_until_the_window_ends() -> None:
+    """Then the full service is back by itself, whether or not the leader says so."""
+    steps = (BudgetStep(at_percent=50, level=Level.ECONOMY), BudgetStep(at_percent=100, level=Level.STATIC))
+    admission = sole(policy(limits(), budget=Budget(daily_usd="1", on_exhausted=OnExhausted.DEGRADE, steps=steps)))
+    assert not admission.degraded
+    share = SpentShare(budget="team/quota", percent=50, until=5000.0)
+    admission.apply_exhausted((), (share,), now=0.0, unix_now=4000.0)
+    assert admission.degraded
+    assert admission.standing(UP, 999.0).level is Level.ECONOMY
+    assert set(admission.levels(999.0)) == {UP}
+    assert admission.standing(UP, 1000.0).level is Level.FULL
+    admission.apply_exhausted((), (), now=0.0, unix_now=4000.0)
+    assert not admission.degraded
+
+
+def test_a_leader_that_tells_no_shares_still_tells_of_the_last_step() -> None:
+    """One of an earlier version says that a budget is spent and no more: that is 100 percent."""
+    steps = (BudgetStep(at_percent=50, level=Level.ECONOMY), BudgetStep(at_percent=100, level=Level.STATIC))
+    admission = sole(policy(limits(), budget=Budget(daily_usd="1", on_exhausted=OnExhausted.DEGRADE, steps=steps)))
+    admission.apply_exhausted([Exhausted(budget="team/quota", until=5000.0)], now=0.0, unix_now=4000.0)
+    assert admission.standing(UP, 0.0).level is Level.STATIC
 
 
 def test_a_slower_pace_cuts_the_limit_and_nothing_else() -> None:

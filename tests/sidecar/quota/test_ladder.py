@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 import msgspec
 import openai
 import pytest
@@ -141,6 +143,19 @@ def test_static_without_a_message_refuses(start: Any, client: Client, mock: Any,
     assert len(mock.ledger) == 0
 
 
+async def test_a_conversation_over_a_websocket_does_not_begin(start: Any, mock: Any, policies: Any) -> None:
+    """It could not be given a fixed answer."""
+    by_hand = Degradation(level=Level.STATIC, static_message=SORRY)
+    sidecar = await asyncio.to_thread(start, governed(policies, mock, degradation=by_hand))
+    address = f"{sidecar.base_url}/realtime?model=gpt-realtime"
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await session.ws_connect(address)
+    assert refused.value.status == 503
+    assert refused.value.headers is not None
+    assert "code=degraded" in refused.value.headers["x-sluice-decision"]
+
+
 def test_maintenance_refuses_everything_until_it_is_over(start: Any, client: Client, mock: Any, policies: Any) -> None:
     """With a code of its own and the time to come back; taken away, calls go on as before."""
     down = Degradation(level=Level.MAINTENANCE, retry_after_seconds=120)
@@ -154,6 +169,7 @@ def test_maintenance_refuses_everything_until_it_is_over(start: Any, client: Cli
         api.models.list()
     assert len(mock.ledger) == 0
     assert sidecar.metric("sluice_level_calls_total", level="Maintenance", cause="Hand") == 2
+    assert sidecar.status()["levels"]["team/openai"]["level"] == "Maintenance"
     sidecar.runs(sidecar.apply(governed(policies, mock)))
     assert create(api).status_code == 200
 
