@@ -31,8 +31,9 @@ class Demand(Value, frozen=True, kw_only=True):
     `limit` names the dimension (see `sluice_core.limits.keys`). `held` is what the pod still holds: the larger of its
     lease, its safe share and what it used within the window. `used` is the use within the window, `wanted` what it
     would use soon, `safe` what it may use without a lease. Less than `least` would be of no use to it: the largest
-    single call that waits. `returned` is what it held until this very report. In the last report of a process `fading`
-    tells what of `used` still counts after each further even part of the window.
+    single call that waits. `lasting` is what it would use after a whole window if it goes on like lately, 0 if there
+    has been enough for a window. `returned` is what it held until this very report. In the last report of a process
+    `fading` tells what of `used` still counts after each further even part of the window.
 
     While there is not enough for all, `certain` tells what of `used` nothing but time gives back, for its calls are
     over: how much there is, and what of it still counts after each further even part of the window but the last.
@@ -45,6 +46,7 @@ class Demand(Value, frozen=True, kw_only=True):
     safe: int = 0
     least: int = 0
     returned: int = 0
+    lasting: int = 0
     fading: Annotated[tuple[int, ...], Meta(max_length=16)] = ()
     certain: Annotated[tuple[int, ...], Meta(max_length=16)] = ()
 

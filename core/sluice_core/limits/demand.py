@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+import msgspec
+
 from sluice_core.limits.accounts import Account
 from sluice_core.limits.decisions import Reservation
 from sluice_core.limits.meters import Meter, RateMeter
@@ -30,7 +32,8 @@ def reported(account: Account, now: float, open_calls: Iterable[Reservation] = (
         certain: tuple[int, ...] = ()
         if isinstance(meter, RateMeter) and allowance.short and used:
             certain = meter.window.certain(CERTAIN_PARTS, uncertain.get(id(meter), _NOTHING), now)
-        found.append(_demand(meter, held=held, used=used, wanted=wanted, returned=before - held, certain=certain))
+        demand = _demand(meter, held=held, used=used, wanted=wanted, returned=before - held, certain=certain)
+        found.append(msgspec.structs.replace(demand, lasting=meter.lasting(now)))
     return tuple(found)
 
 

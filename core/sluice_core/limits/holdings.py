@@ -33,6 +33,7 @@ class Holding:
         "fading",
         "granted",
         "heard_at",
+        "lasting",
         "lease_ends_at",
         "least",
         "safe",
@@ -49,6 +50,7 @@ class Holding:
         self.used = 0
         self.wanted = 0
         self.least = 0
+        self.lasting = 0
         self.safe = 0
         self.certain: tuple[int, ...] = ()
         self.sent_after = float("-inf")
@@ -187,7 +189,7 @@ class Ledger:
 
     def _end(self, holding: Holding, expires_at: float) -> None:
         self._safe_known[holding.allocation] -= holding.safe
-        holding.safe = holding.wanted = holding.granted = 0
+        holding.safe = holding.wanted = holding.granted = holding.lasting = 0
         holding.heard_at = float("-inf")
         holding.expires_at = min(holding.expires_at, expires_at)
 
@@ -203,6 +205,7 @@ class Ledger:
         holding.safe = demand.safe
         self._safe_known[allocation] = self._safe_known.get(allocation, 0) + holding.safe
         holding.used, holding.wanted, holding.least = demand.used, demand.wanted, demand.least
+        holding.lasting = demand.lasting
         holding.certain, holding.fading = demand.certain, []
         holding.heard_at = now
         holding.lease_ends_at = now + with_slack(lease_seconds)
@@ -234,14 +237,18 @@ class Ledger:
         self._planned_at = now
         self.sweep(now)
         demands: dict[str, list[int]] = {}
+        coming: dict[str, int] = {}
         silent = 0
         for holding in self.holdings.values():
             if now - holding.heard_at > lease_seconds:
                 silent += holding.exposure
             else:
-                demands.setdefault(holding.allocation, []).append(self._need(holding))
+                need = self._need(holding)
+                demands.setdefault(holding.allocation, []).append(need)
+                if holding.lasting > need and now >= self.learning_until:  # until then those who come first are few
+                    coming[holding.allocation] = coming.get(holding.allocation, 0) + holding.lasting - need
         capacity = max(0, self._effective(now) - silent)
-        self._levels = plan(capacity, self._with_strangers(demands), demands)
+        self._levels = plan(capacity, self._with_strangers(demands), demands, coming)
         if any(level.level < float("inf") for level in self._levels.values()):
             self._short_at = now
 

@@ -13,6 +13,8 @@ from sluice_core.limits.window import SlidingWindow, SlotPool
 AHEAD_SECONDS: Final = 5.0
 """How far ahead demand is reported: until the next report. What cannot be used until then is of more use to others."""
 _DENIED_SLOT_SECONDS: Final = 1.0
+_LONGEST_AHEAD_SECONDS: Final = 60.0
+_LATELY_SECONDS: Final = 15.0
 # Which of the amounts of a call a dimension counts.
 REQUEST_UNIT: Final = 0
 TOKEN_UNIT: Final = 1
@@ -36,7 +38,9 @@ class Meter(ABC):
 
     __slots__ = (
         "_denied",
+        "_entered",
         "_largest_denied",
+        "_lined_up",
         "ahead_seconds",
         "allowance",
         "dimension",
@@ -58,6 +62,8 @@ class Meter(ABC):
         self.largest_waiting = 0
         self._largest_denied = 0
         self._denied = SlidingWindow(AHEAD_SECONDS, _DENIED_SLOT_SECONDS)
+        self._entered = 0  # the line since last looked at
+        self._lined_up = SlidingWindow(AHEAD_SECONDS, _DENIED_SLOT_SECONDS)
 
     @abstractmethod
     def used(self, now: float) -> int:
@@ -90,6 +96,10 @@ class Meter(ABC):
     @abstractmethod
     def wanted(self, now: float) -> int:
         """Return the most that would be in use soon if it were allowed, with those who wait or were refused lately."""
+
+    def lasting(self, now: float) -> int:  # noqa: ARG002 - what is in flight is wanted as long as it is
+        """Return what would be in use after a whole window like the last, if there was too little in that."""
+        return 0
 
     def fading(self, now: float) -> tuple[int, ...]:  # noqa: ARG002 - what is in flight ends with the process
         """Return what will still be in use after each further part of the window but the last, if nothing is added."""
@@ -141,6 +151,7 @@ class Meter(ABC):
     def wait(self, amount: int) -> None:
         """Count somebody in who waits for `amount`."""
         self.waiting += amount
+        self._entered += amount
         self.largest_waiting = max(self.largest_waiting, amount)
 
     def stop_waiting(self, amount: int) -> None:
@@ -153,11 +164,12 @@ class Meter(ABC):
 class RateMeter(Meter):
     """Use within a sliding window."""
 
-    __slots__ = ("window",)
+    __slots__ = ("_unmet_at", "window")
 
     def __init__(self, *, name: str, layer: Layer, dimension: Dimension, allowance: Allowance) -> None:
         super().__init__(name=name, layer=layer, dimension=dimension, allowance=allowance)
         self.window = SlidingWindow(WINDOW_SECONDS[dimension], SLOT_SECONDS[dimension])
+        self._unmet_at = float("-inf")
 
     def used(self, now: float) -> int:
         return self.window.expire(now)
@@ -210,6 +222,20 @@ class RateMeter(Meter):
         # As much will be asked for as lately; and less than one call is of no use to those who were refused.
         peak = window.peak(window.recent(slots, now) + lately, slots, now)
         return self.waiting + max(peak, window.used + (self._largest_denied if denied else 0))
+
+    def lasting(self, now: float) -> int:
+        if self._entered:
+            self._lined_up.take(self._entered, now)
+            self._entered = 0
+        window = self.window
+        unmet = max(self._denied.expire(now), self._lined_up.expire(now))
+        if unmet:
+            self._unmet_at = now
+        if now - self._unmet_at > window.window_seconds or window.window_seconds > _LONGEST_AHEAD_SECONDS:
+            return 0
+        lately = window.recent(round(_LATELY_SECONDS / window.slot_seconds), now)
+        per_second = max(unmet / AHEAD_SECONDS, lately / _LATELY_SECONDS)
+        return min(self.allowance.ceiling, int(per_second * window.window_seconds))
 
     def fading(self, now: float) -> tuple[int, ...]:
         return self.window.fading(FADING_PARTS, now)

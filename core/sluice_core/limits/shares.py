@@ -8,6 +8,8 @@
    promised to nobody is spread over all, but for a tenth that is kept back for pods that have not come yet.
 5. Where others want all that is left, Critical and Realtime still keep an eighth on top of their demand, as far as it
    was promised to them: calls come in bursts, and theirs are not to wait for the next round behind a flood.
+6. An allocation that had too little lately keeps what it is about to use within a window, as far as it was promised:
+   others that take all at once would have it for a whole window, and those who come steadily would never get their due.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ WEIGHTS: Final = {
 _SPREAD: Final = 0.9
 _SPREAD_OF_OWN: Final = 0.5
 _GROWTH: Final = 1 / 8
+_NOTHING: Final[Mapping[str, int]] = {}
 _MAY_NOT_WAIT: Final = frozenset({Priority.CRITICAL, Priority.REALTIME})
 
 
@@ -61,8 +64,12 @@ class Level(Struct, frozen=True, kw_only=True):
         return int(whole) * unit + (unit if draw * unit < rest else 0)
 
 
-def plan(capacity: int, shares: Sequence[Share], demands: Mapping[str, Sequence[int]]) -> dict[str, Level]:
-    """Return the level of each allocation. `demands` holds what each of its pods wants."""
+def plan(
+    capacity: int, shares: Sequence[Share], demands: Mapping[str, Sequence[int]], coming: Mapping[str, int] = _NOTHING
+) -> dict[str, Level]:
+    """Return the level of each allocation. `demands` holds what each of its pods wants, `coming` what all of them
+    together will want on top of that within a window.
+    """
     totals = {share.name: sum(demands.get(share.name, ())) for share in shares}
     promised = _promised(capacity, shares)
     granted = {share.name: float(min(totals[share.name], promised[share.name])) for share in shares}
@@ -74,7 +81,9 @@ def plan(capacity: int, shares: Sequence[Share], demands: Mapping[str, Sequence[
         if share.priority in _MAY_NOT_WAIT and totals[share.name]
     }
     all_kept = sum(growth.values())
-    for name, lent in _lend(max(0.0, left - all_kept), shares, wants).items():
+    due = {name: min(promised[name] - granted[name], coming.get(name, 0)) for name in granted}
+    not_lent = sum(max(due[name], growth.get(name, 0.0)) for name in granted)
+    for name, lent in _lend(max(0.0, left - not_lent), shares, wants).items():
         granted[name] += lent
         left -= lent
     spare = {name: max(0.0, promised[name] - granted[name]) for name in granted}
