@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from sluice_core.alerts import Alert
 from sluice_core.api.base import Condition, ConditionStatus, Value
-from sluice_core.api.conditions import set_condition
-from sluice_core.api.quotaallocation import Budget, Mode
+from sluice_core.api.conditions import remove_condition, set_condition
+from sluice_core.api.quotaallocation import Budget, Mode, StoreType
 from sluice_core.budget import Assessment
 from sluice_core.limits.accounts import UNALLOCATED
 from sluice_core.limits.money import usd_text
@@ -21,6 +21,8 @@ from sluice_core.sync import AllocationGauge
 ENFORCED = "Enforced"
 WITHIN_BUDGET = "WithinBudget"
 SPEND_UNUSUAL = "SpendUnusual"
+STORE_REACHABLE = "StoreReachable"
+_NOT_USED = "NotUsed"
 MAX_NAMED = 5
 _NOBODY = "no injected pod has the labels of any allocation; correct them, or label and restart the pods"
 
@@ -100,11 +102,31 @@ def spend_unusual(budgets: Mapping[str, Assessment], unusual: Collection[str]) -
     return _finding(SPEND_UNUSUAL, False, "Usual", "the last hour cost no more than usual")
 
 
+def store_reachable(quota: QuotaPolicy | None, gauges: Mapping[str, Sequence[AllocationGauge]]) -> Finding | None:
+    """Return whether pods get slices of the store; None if none says so. Without a store there is no such condition."""
+    if quota is None or quota.store.type is StoreType.LEASES:
+        return Finding(type=STORE_REACHABLE, status=ConditionStatus.UNKNOWN, reason=_NOT_USED, message="")
+    told = [each for row in gauges.values() for each in row]
+    if not told:
+        return None
+    errors = sorted({each.store_error for each in told if each.store_error})
+    if errors:
+        message = f"{_names(errors)}; pods go on with their slices, and from 30 seconds on with their safe share"
+        return _finding(STORE_REACHABLE, False, "StoreFailing", message)
+    if any(each.store_learning for each in told):
+        message = "the store has yet to learn what is out; until then it gives out only what pods say that they hold"
+        return _finding(STORE_REACHABLE, True, "Learning", message)
+    return _finding(STORE_REACHABLE, True, "Answers", "pods get slices of the store")
+
+
 def with_findings(
     conditions: tuple[Condition, ...], findings: Iterable[Finding], *, now_unix: float, observed_generation: int
 ) -> tuple[Condition, ...]:
-    """Return the conditions with these findings set."""
+    """Return the conditions with these findings set, and without what a quota does not use any more."""
     for each in findings:
+        if each.reason == _NOT_USED:
+            conditions = remove_condition(conditions, each.type)
+            continue
         conditions = set_condition(
             conditions,
             each.type,

@@ -32,6 +32,7 @@ LONGEST_SECONDS: Final = 8.0
 """However many pods there are: a slice lasts for several calls."""
 LEAST_GAP_SECONDS: Final = 0.05
 """Between calls of a pod that is in a hurry; it doubles while the hurry brings nothing."""
+_STUMBLE_SECONDS: Final = 5.0
 _FIRST_RETRY_SECONDS: Final = 0.25
 _LONGEST_RETRY_SECONDS: Final = 4.0
 
@@ -69,6 +70,11 @@ class RedisStore:
     def hurry(self) -> None:
         """Call soon: somebody waits."""
         self._hurry.set()
+
+    def failing(self, now: float) -> str:
+        """Return what is wrong, if that is so for longer than a stumble."""
+        lately = self.last_success is not None and now - self.last_success < _STUMBLE_SECONDS
+        return "" if lately else self.error
 
     async def run(self) -> None:
         """Call until cancelled."""

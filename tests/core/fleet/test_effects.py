@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import msgspec
 import pytest
 
 from sluice_core.api.base import ConditionStatus, LabelSelector, ObjectMeta, UpstreamRef
@@ -14,16 +16,17 @@ from sluice_core.api.quotaallocation import (
     OnExhausted,
     QuotaAllocation,
     QuotaAllocationSpec,
+    StoreType,
 )
 from sluice_core.api.upstream import Limits, ModelLimits, Upstream, UpstreamSpec
 from sluice_core.budget import Assessment
 from sluice_core.compile import Compiled, ResourceId, compile_namespaces
-from sluice_core.enforcement import Finding, enforced, spend_unusual, within_budget
+from sluice_core.enforcement import Finding, enforced, spend_unusual, store_reachable, with_findings, within_budget
 from sluice_core.fleet import Fleet
 from sluice_core.limits.allocator import LEASE_SECONDS
 from sluice_core.limits.keys import Dimension, LimitKey
 from sluice_core.limits.learned import with_learned
-from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, UpstreamPolicy
+from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, StorePolicy, UpstreamPolicy
 from sluice_core.sync import AllocationGauge, Demand, LimitObservation, PodRef, Spend, SyncRequest
 
 UNIX = 1_780_000_000.0  # 2026-05-28, in UTC
@@ -172,6 +175,48 @@ def test_whether_a_quota_is_enforced_is_told(
 
     assert (found.reason, found.status is ConditionStatus.TRUE) == (reason, reason == "Enforced")
     assert said in found.message
+
+
+FAILING = AllocationGauge(quota=QUOTA, allocation="a0", store_error="the store refuses the call")
+LEARNING = AllocationGauge(quota=QUOTA, allocation="a1", store_learning=True)
+WELL = AllocationGauge(quota=QUOTA, allocation="a0")
+
+
+@pytest.mark.parametrize(
+    ("store", "gauges", "reason", "holds"),
+    [
+        (StoreType.LEASES, [FAILING], "NotUsed", False),
+        (StoreType.REDIS, [], None, None),
+        (StoreType.REDIS, [WELL], "Answers", True),
+        (StoreType.REDIS, [WELL, LEARNING], "Learning", True),
+        (StoreType.REDIS, [WELL, FAILING, LEARNING, FAILING], "StoreFailing", False),
+    ],
+)
+def test_what_is_wrong_with_a_store_is_told(
+    store: StoreType, gauges: list[AllocationGauge], reason: str | None, holds: bool | None
+) -> None:
+    """By any pod that cannot use it, in the words of the pod, each once."""
+    quota = msgspec.structs.replace(a_quota(Mode.ENFORCE), store=StorePolicy(type=store))
+    found = store_reachable(quota, {"a0": gauges})
+    if found is None:
+        assert reason is None
+        return
+    assert (found.reason, found.status is ConditionStatus.TRUE) == (reason, holds)
+    assert found.message.count("the store refuses the call") == (reason == "StoreFailing")
+
+
+def test_a_condition_goes_with_what_it_is_about() -> None:
+    """A quota that has no store any more keeps no condition of it; as long as nobody reports it stays as it is."""
+    redis = msgspec.structs.replace(a_quota(Mode.ENFORCE), store=StorePolicy(type=StoreType.REDIS))
+    enforcing, reachable = enforced(redis, (), {}), store_reachable(redis, {"a0": [WELL]})
+    assert reachable is not None
+    at: Any = {"now_unix": UNIX, "observed_generation": 1}
+    before = with_findings((), [enforcing, reachable], **at)
+    assert {each.type for each in before} == {"Enforced", "StoreReachable"}
+    assert with_findings(before, [enforcing], **at) == before
+    not_used = store_reachable(a_quota(Mode.ENFORCE), {})
+    assert not_used is not None
+    assert {each.type for each in with_findings(before, [enforcing, not_used], **at)} == {"Enforced"}
 
 
 def test_a_quota_that_selects_nobody_enforces_nothing() -> None:

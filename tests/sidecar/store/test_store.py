@@ -140,6 +140,7 @@ def test_the_password_comes_from_a_file_and_is_in_no_output(
     file = PASSWORD_FILE.replace(".", "__")
     sidecar.credentials.write(**keys, **{file: "planted-wrong-password"})
     sidecar.wait_until(lambda: "refuses the user or password" in store(sidecar)["error"])
+    assert "refuses the user or password" in sidecar.status()["allocations"][0]["storeError"]
     assert admitted(client(sidecar.base_url), 3) == SAFE
     sidecar.credentials.write(**keys, **{file: PASSWORD})
     settled(sidecar, server, PASSWORD)
