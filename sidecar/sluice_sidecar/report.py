@@ -119,6 +119,8 @@ def status(governor: Governor) -> dict[str, Any]:
             "answers": len(governor.answers.stored),
             "bytes": governor.answers.stored.bytes,
             "maxBytes": governor.answers.stored.max_bytes,
+            "recordingBytes": governor.answers.room.used_bytes,
+            "underWay": len(governor.answers.flights),
         },
         "stores": [
             {

@@ -208,6 +208,7 @@ def test_a_call_that_nobody_waits_for_any_more_is_ended(
     sidecar.wait_until(lambda: sidecar.status()["inFlight"] == 0)
     sidecar.wait_until(lambda: mock.ledger.last.outcome == "client_closed")
     assert len(mock.ledger) == 1
+    assert sidecar.status()["cache"]["underWay"] == 0
     gate.open()
     assert Application(sidecar.port).ask().answer()[0] == 200
 
@@ -264,3 +265,5 @@ def test_a_large_stream_is_shown_but_not_recorded(
     assert first.answer()[2].endswith(b"data: [DONE]\n\n")
     assert waiting[0].result()[1]["x-sluice-cache"] == "miss"
     assert len(mock.ledger) == 2
+    kept = sidecar.status()["cache"]
+    assert (kept["answers"], kept["recordingBytes"], kept["underWay"]) == (0, 0, 0)
