@@ -444,3 +444,70 @@ def test_every_quota_has_its_config_map() -> None:
     """Spread over all of them, and always the same."""
     shards = {shard_of(f"team-{number}/openai") for number in range(200)}
     assert shards == set(SPEND_CONFIG_MAPS)
+
+
+def with_steps(api: Any, daily_usd: str) -> None:
+    """Write the quota with a ladder."""
+    steps = [{"atPercent": 80, "level": "Economy"}, {"atPercent": 100, "level": "Static"}]
+    budget = {"dailyUSD": daily_usd, "onExhausted": "Degrade", "alertPercents": [], "steps": steps}
+    chat = {"name": "chat", "sharePercent": 100, "budget": budget}
+    api.put(QUOTA_ALLOCATIONS, "openai", "team", spec={"upstreamRef": {"name": "openai"}, "allocations": [chat]})
+
+
+def level(api: Any) -> tuple[str, str, str | None]:
+    """Return the level of the whole, of its first allocation, and why."""
+    first = status(api)["allocations"][0]
+    return status(api)["level"], first["level"], first.get("levelCause")
+
+
+def levels_told(api: Any) -> list[str]:
+    """Return the events about levels, in the order in which they were told."""
+    return [event["reason"] for event in api.all(EVENTS) if event["reason"] in ("Full", "Economy", "Static")]
+
+
+async def test_steps_of_a_budget_are_told_to_pods_and_people_and_taken_back(api: Any, replica: Any) -> None:
+    """Pods hear how much is spent from the first step on; status, condition and events tell each change once."""
+    with_steps(api, "10")
+    first = replica()
+    await first.round()
+    assert first.report(7.9).spent == ()
+    await first.round()
+    assert level(api) == ("Full", "Full", None)
+
+    (share,) = first.report(8.5, sequence=2).spent
+    assert (share.budget, share.percent) == (CHAT, 85)
+    await first.round()
+    await first.round()
+    assert level(api) == ("Economy", "Economy", "Budget")
+    (condition,) = [each for each in status(api)["conditions"] if each["type"] == "FullService"]
+    assert (condition["status"], condition["reason"]) == ("False", "Economy")
+    assert condition["message"] == "chat is at Economy, because of what is spent"
+    assert levels_told(api) == ["Economy"]
+
+    second = replica()
+    assert second.report(8.5, sequence=3).spent == ()  # it does not know yet what was spent
+    await second.round()
+    assert level(api)[0] == "Economy"
+    assert second.report(12.0, sequence=4).spent[0].percent == 120
+    await second.round()
+    with_steps(api, "100")
+    await second.round()
+    await second.round()
+    assert second.report(12.0, sequence=5).spent == ()
+    assert level(api) == ("Full", "Full", None)
+    assert sorted(levels_told(api)) == ["Economy", "Full", "Static"]
+
+
+async def test_a_level_set_by_hand_is_in_the_policy_and_told(api: Any, replica: Any) -> None:
+    """What a person writes goes to pods with the next policy."""
+    chat = {"name": "chat", "sharePercent": 100, "degradation": {"level": "Maintenance"}}
+    degradation = {"level": "Economy", "exempt": ["Critical"]}
+    spec = {"upstreamRef": {"name": "openai"}, "degradation": degradation, "allocations": [chat]}
+    api.put(QUOTA_ALLOCATIONS, "openai", "team", spec=spec)
+    first = replica()
+    await first.round()
+    await first.round()
+
+    assert level(api) == ("Maintenance", "Maintenance", "Hand")
+    rows = {each["name"]: each["level"] for each in status(api)["allocations"]}
+    assert rows == {"chat": "Maintenance", "unallocated": "Economy"}
