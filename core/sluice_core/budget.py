@@ -3,8 +3,8 @@
 Sidecars report what they have settled, cumulative per process and day, so that a report may be lost or repeated. The
 leader remembers the highest figure of each, in a state that survives it.
 
-A budget stops spending after the fact: what goes over it is at most what all pods settle between two reports (5 s) and
-what is in flight when they hear that it is spent.
+A budget stops spending after the fact: what goes over it is at most what all pods settle within two reports (5 s each)
+and what is in flight when they hear that it is spent.
 """
 
 from __future__ import annotations
