@@ -59,8 +59,11 @@ class Breakers:
     def allow(self, upstream: str, model: str | None, key: str | None, now: float) -> Pass | Rejected:
         """Return leave for one attempt, or the earliest time for one. A refusal takes no permit anywhere."""
         place = (upstream, model, key)
+        if not self._wide:  # as nearly always
+            found = (self._narrow.get(place) or self._new(place)).allow(now)
+            return Pass(place=place, permit=found) if isinstance(found, Permit) else found
         wide: list[tuple[Place, Permit]] = []
-        answer: Permit | Rejected | None = self._allow_wide(upstream, key, wide, now) if self._wide else None
+        answer: Permit | Rejected | None = self._allow_wide(upstream, key, wide, now)
         if answer is None:
             answer = (self._narrow.get(place) or self._new(place)).allow(now)
         if isinstance(answer, Permit):

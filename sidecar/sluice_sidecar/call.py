@@ -33,6 +33,7 @@ LONGEST_REMEMBERED_KEY = 256
 MAX_HASHED_BYTES = 256 * 1024
 """Bodies up to this size get a hash in their record; beyond it hashing would hold up other calls."""
 
+_EMPTY_DIGEST = hashlib.sha256()
 _NO_BUDGETS: Mapping[str, Budget] = {}
 
 
@@ -136,6 +137,7 @@ class Call:
         "service_tier",
         "sharing",
         "shrunk",
+        "span_id",
         "standing",
         "started",
         "status",
@@ -144,6 +146,7 @@ class Call:
         "target_name",
         "task",
         "total_seconds",
+        "trace_id",
         "traceparent",
         "unix_time",
         "upstream",
@@ -167,7 +170,9 @@ class Call:
         downstream: Downstream,
         clock: Callable[[], float],
     ) -> None:
-        self.id = f"call-{random.getrandbits(96):024x}"
+        digits = random.randbytes(36).hex()  # noqa: S311 - names, not secrets; one draw for all that a call gets
+        self.id = f"call-{digits[:24]}"
+        self.trace_id, self.span_id = digits[24:56], digits[56:]
         self.clock = clock
         self.method = method
         self.target = target
@@ -322,4 +327,8 @@ class Call:
 
 
 def _digest(body: bytes | None) -> str | None:
-    return hashlib.sha256(body).hexdigest() if body and len(body) <= MAX_HASHED_BYTES else None
+    if not body or len(body) > MAX_HASHED_BYTES:
+        return None
+    digest = _EMPTY_DIGEST.copy()  # cheaper than a new one: OpenSSL looks the algorithm up each time
+    digest.update(body)
+    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import AsyncIterator
 
@@ -121,5 +120,4 @@ def _bad_request(message: str) -> RefusedError:
 def identify(call: Call) -> None:
     """Note when the call began, which trace it belongs to, and how long the application's SDK waits for it."""
     call.unix_time = time.time()
-    ids = f"{random.getrandbits(192):048x}"
-    call.traceparent = traceparent(call.fields.first.get("traceparent"), ids[:32], ids[32:])
+    call.traceparent = traceparent(call.fields.first.get("traceparent"), call.trace_id, call.span_id)
