@@ -11,6 +11,7 @@ for certain was in the way of other use until its end, unless it left the window
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 from sluice_core.limits.shares import Level, Share, draw_of, plan
 from sluice_core.sync import Demand
@@ -28,6 +29,7 @@ class Holding:
     __slots__ = (
         "allocation",
         "certain",
+        "draw",
         "expires_at",
         "exposure",
         "fading",
@@ -44,6 +46,7 @@ class Holding:
 
     def __init__(self, allocation: str) -> None:
         self.allocation = allocation
+        self.draw = 1.0
         self.exposure = 0
         self.fading: list[tuple[float, int]] = []  # when it will be how much, the last step first
         self.granted = 0
@@ -115,8 +118,7 @@ class Ledger:
             holding.certain = ()  # who knows how old this is
         self._plan(now, lease_seconds)
         level = self._levels.get(allocation, Level())
-        draw = draw_of(holder, int(now // _ROTATION_SECONDS))
-        target = level.target(self._need(holding), holding.least, draw)
+        target = level.target(self._need(holding), holding.least, holding.draw)
         grant = max(0, min(target, self._effective(now) - (self._held - holding.exposure)))
         self._expose(holding, max(demand.held, grant, holding.safe))
         holding.granted = grant
@@ -249,8 +251,22 @@ class Ledger:
                     coming[holding.allocation] = coming.get(holding.allocation, 0) + holding.lasting - need
         capacity = max(0, self._effective(now) - silent)
         self._levels = plan(capacity, self._with_strangers(demands), demands, coming)
-        if any(level.level < float("inf") for level in self._levels.values()):
+        scarce = {name for name, level in self._levels.items() if level.level < float("inf")}
+        if scarce:
             self._short_at = now
+            self._draw(scarce, now)
+
+    def _draw(self, scarce: set[str], now: float) -> None:
+        """Give the pods that get less than they want their places in the draw, evenly spread: no unit is left over."""
+        epoch = int(now // _ROTATION_SECONDS)
+        lines: dict[str, list[tuple[float, Holding]]] = {name: [] for name in scarce}
+        for holder, holding in self.holdings.items():
+            if holding.allocation in scarce and self._need(holding) > self._levels[holding.allocation].level:
+                lines[holding.allocation].append((draw_of(holder, epoch), holding))
+        for line in lines.values():
+            line.sort(key=itemgetter(0))
+            for place, (_, holding) in enumerate(line):
+                holding.draw = (place + 0.5) / len(line)
 
     def _with_strangers(self, demands: Mapping[str, Sequence[int]]) -> tuple[Share, ...]:
         """Return the shares, with none for allocations that pods still name but that are no more."""

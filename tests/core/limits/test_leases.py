@@ -340,3 +340,20 @@ def test_limits_that_another_store_leases_are_not_leased_here_and_learned_on_ret
     assert leader.learning(1001.0)
     (lease,) = leader.exchange("pod", 3, [demand], 1200.0)
     assert lease.amount >= 900
+
+
+def test_a_limit_that_is_too_small_for_all_pods_is_one_pods() -> None:
+    """In every epoch exactly one of them has the one permit that there is, and not always the same."""
+    leader = allocator(1, shares={"chat": 100})
+    having: list[set[str]] = []
+    held = dict.fromkeys([f"pod-{number}" for number in range(5)], 0)
+    for number in range(400):
+        now = number * 5.0
+        for pod in held:
+            demand = Demand(limit=key("chat"), held=0, returned=held[pod], used=0, wanted=1, least=1)
+            (lease,) = leader.exchange(pod, number, [demand], now)
+            held[pod] = lease.amount
+        having.append({pod for pod, amount in held.items() if amount})
+    assert all(len(each) <= 1 for each in having)
+    assert sum(len(each) for each in having) > 0.9 * len(having)
+    assert len(set[str]().union(*having)) == len(held)
