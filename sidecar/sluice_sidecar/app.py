@@ -136,9 +136,14 @@ class Proxy:
             answer = await self._guard.answer(call, found.candidates)
             if isinstance(answer, Granted) and answer.failure is None:
                 found.take(answer.result, answer.grant)
+            else:
+                found.close()
             await self._relay(call, answer)
             if isinstance(answer, Granted):
                 found.finish(answer.result)
+        except (asyncio.CancelledError, ClientGoneError):
+            found.leave()
+            raise
         finally:
             found.close()
 

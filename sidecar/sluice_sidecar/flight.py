@@ -55,7 +55,7 @@ class Lead:
     `candidates` are what it tries. Without a key, its answer is of no use to others.
     """
 
-    __slots__ = ("_answers", "_call", "_grant", "_key", "_recording", "candidates")
+    __slots__ = ("_answers", "_call", "_grant", "_key", "_left", "_recording", "candidates")
 
     def __init__(self, answers: Answers, call: Call, candidates: Candidates, key: bytes | None = None) -> None:
         self._answers = answers
@@ -63,6 +63,7 @@ class Lead:
         self._key = key
         self._grant: Grant | None = None
         self._recording: RecordingDownstream | None = None
+        self._left = False
         self.candidates = candidates
 
     def take(self, result: Whole | Stream | Opaque, grant: Grant) -> None:
@@ -72,14 +73,14 @@ class Lead:
         the same kind are due.
         """
         call = self._call
-        if self._key is None or call.fallback is not None or call.degraded or call.shrunk is not None:
-            self._land(None, on=True)
-            return
+        others = self._key is None or call.fallback is not None or call.degraded or call.shrunk is not None
         self._grant = grant
-        if isinstance(result, Whole):
+        if isinstance(result, Whole) and not others:
             content_type = result.fields.get("content-type", "application/json")
             self._keep(result.status, result.answer, content_type, result.body, stream=False)
-        elif isinstance(result, Stream):
+        if others or not isinstance(result, Stream):
+            self.close()  # whoever still waits need not wait until this answer has been read
+        else:
             self._recording = RecordingDownstream(call.downstream, self._answers.room, lambda: call.awaited)
             call.downstream = self._recording
 
@@ -93,8 +94,12 @@ class Lead:
             content_type = result.response.fields.get("content-type", "text/event-stream")
             self._keep(call.status, stream_answer(result.tap), content_type, body, stream=True)
 
+    def leave(self) -> None:
+        """Note that the application has gone: of those who wait, one takes its place, and the others wait on."""
+        self._left = True
+
     def close(self) -> None:
-        """Let those who still wait go on by themselves, and give back what recording took."""
+        """Let those who still wait go on by themselves, all at once, and give back what recording took."""
         if self._recording is not None:
             self._recording.forget()
         self._land(None)
@@ -124,14 +129,13 @@ class Lead:
             self._answers.stored.put(self._key, answer, rule.keep_seconds)
         self._land(answer)
 
-    def _land(self, answer: StoredAnswer | None, *, on: bool = False) -> None:
-        """Give those who wait the answer. Without one they go on: all of them at once if the call itself goes `on`."""
+    def _land(self, answer: StoredAnswer | None) -> None:
         sharing, key = self._call.sharing, self._key
         flight = sharing.flight if sharing is not None else None
         if sharing is None or flight is None or key is None:
             return
         sharing.flight = None
-        flight.left = answer is None and self._call.outcome is None and not on
+        flight.left = self._left
         if self._answers.flights.get(key) is flight:
             del self._answers.flights[key]
         flight.land(answer)

@@ -41,16 +41,25 @@ class Gate:
     """Holds calls back at the API while it is closed."""
 
     def __init__(self) -> None:
-        self._opened: Future[None] = Future()
+        self._held: list[Future[None]] = []
+        self._opened = False
 
     async def wait(self, _call: Any) -> None:
         """Let a call go on once the gate is open."""
-        await asyncio.shield(asyncio.wrap_future(self._opened))
+        if not self._opened:
+            self._held.append(Future())
+            await asyncio.shield(asyncio.wrap_future(self._held[-1]))
+
+    def let(self) -> None:
+        """Let those through that have come so far."""
+        held, self._held = self._held, []
+        for each in held:
+            each.set_result(None)
 
     def open(self) -> None:
         """Let all calls through."""
-        if not self._opened.done():
-            self._opened.set_result(None)
+        self._opened = True
+        self.let()
 
 
 @pytest.fixture
@@ -147,16 +156,25 @@ def test_different_calls_wait_for_nobody(start: Any, mock: Any, policies: Any, p
     first.leave()
 
 
+FAILURES: dict[str, Any] = {"an error": {"error": "server_error"}, "a lost connection": {"reset": True}}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
 def test_the_failure_of_the_first_is_its_own(
-    start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor, gate: Gate
+    start: Any, mock: Any, policies: Any, pool: ThreadPoolExecutor, gate: Gate, failure: str
 ) -> None:
-    """The others go on by themselves, and one of them is the new first for those that come."""
+    """The others go on by themselves, all at once, and one of them is the new first for those that come."""
     sidecar = started(start, policies, mock)
-    mock.faults.add(error="server_error", count=1)
+    mock.faults.add(count=1, **FAILURES[failure])
     first, waiting = first_and_others(sidecar, mock, pool, 5)
+    gate.let()
+    assert first.answer()[0] >= 500
+    sidecar.wait_until(lambda: mock.ledger.in_flight == 5)
+    late = pool.submit(lambda: Application(sidecar.port).ask().answer())
+    sidecar.wait_until(lambda: sidecar.status()["inFlight"] == 6)
     gate.open()
-    assert first.answer()[0] == 500
-    assert [each.result()[0] for each in waiting] == [200] * 5
+    assert [each.result()[1]["x-sluice-cache"] for each in waiting] == ["miss"] * 5
+    assert late.result()[1]["x-sluice-cache"] == "coalesced"
     assert len(mock.ledger) == 6
 
 
