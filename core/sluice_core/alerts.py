@@ -18,6 +18,7 @@ MAX_PENDING_ALERTS: Final = 128
 """Alerts of one quota that wait to be told; beyond this the oldest is lost."""
 
 _ANOMALY: Final = "anomaly"
+_SPENT: Final = " spent"
 
 
 class Alert(Value, frozen=True, kw_only=True):
@@ -38,7 +39,10 @@ class Alert(Value, frozen=True, kw_only=True):
 
 
 class AlertBook:
-    """The alerts of the budgets of one quota: which were decided, by budget and window, and which are to be told."""
+    """The alerts of the budgets of one quota: which were decided, by budget and window, and which are to be told.
+
+    Also since when a budget is spent, which is noticed here.
+    """
 
     __slots__ = ("_given", "_pending", "_told", "lost")
 
@@ -67,15 +71,23 @@ class AlertBook:
 
         A mark that was passed and is so no more, because the budget was raised, may be passed again.
         """
-        windows = self._given.setdefault(name, {})
+        windows, news = self._given.setdefault(name, {}), False
+        if (spent >= limit) != (window + _SPENT in windows):
+            windows.pop(window + _SPENT, None)
+            windows |= {window + _SPENT: int(unix_now)} if spent >= limit else {}
+            news = True
         passed = max((percent for percent in budget.alert_percents if spent * 100 >= limit * percent), default=0)
         before = windows.get(window, 0)
         if passed == before:
-            return False
+            return news
         windows[window] = passed
         if passed > before:
             self._add(name, window, passed, "Threshold", spent, limit, unix_now)
         return True
+
+    def spent_at(self, name: str, window: str) -> int | None:
+        """Return since when the money of a window is known to be spent, in Unix seconds; None if it is not."""
+        return self._given.get(name, {}).get(window + _SPENT)
 
     def notice(self, name: str, hour: int, window: str, percent: int, spent: int, unix_now: float) -> bool:
         """Decide about an unusual hour, given as hours since 1970: once for each. Tell whether there is news."""

@@ -256,7 +256,7 @@ class SpendLedger:
         """
         day, month = day_of(unix_now, budget.time_zone), month_of(unix_now, budget.time_zone)
         exhausted: float | None = None
-        times: list[float] = []
+        times: list[float] = []  # when it will be spent, or was
         shares: list[WindowShare] = []
         for window, limit in _limits(budget, day, month):
             spent = self.spent(name, window)
@@ -264,7 +264,7 @@ class SpendLedger:
             rate = self._hours.rate(name, HOUR_SECONDS if window is day else DAY_SECONDS, unix_now)
             if spent >= limit:
                 exhausted = max(exhausted or 0.0, window.ends_at)
-                times.append(self._hours.reached_at(name, spent, limit, window.starts_at, unix_now))
+                times.append(self.alerts.spent_at(name, window.name) or unix_now)
             elif rate > 0 and (ends := unix_now + (limit - spent) / rate) < window.ends_at:
                 times.append(ends)
         return Assessment(

@@ -129,13 +129,17 @@ def _with_money(status: AllocationStatus, money: Assessment | None) -> Allocatio
         spent_today_usd=usd_text(money.spent_today_usd_micros),
         spent_month_usd=usd_text(money.spent_month_usd_micros),
         resets_at=rfc3339(money.resets_at),
-        runs_out_at=_forecast(money.runs_out_at),
+        runs_out_at=_forecast(money),
     )
 
 
-def _forecast(unix_seconds: float | None) -> str:
+def _forecast(money: Assessment) -> str:
     """Return a forecast to five minutes: one that moves with every round would be written with every round."""
-    return rfc3339(unix_seconds // _FORECAST_STEP_SECONDS * _FORECAST_STEP_SECONDS) if unix_seconds is not None else ""
+    if money.runs_out_at is None:
+        return ""
+    if money.exhausted_until is not None:  # it is known
+        return rfc3339(money.runs_out_at)
+    return rfc3339(money.runs_out_at // _FORECAST_STEP_SECONDS * _FORECAST_STEP_SECONDS)
 
 
 def _spent(quota: QuotaPolicy, money: Mapping[str, Assessment]) -> str:

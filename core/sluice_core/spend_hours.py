@@ -1,4 +1,4 @@
-"""What was spent in each hour of about a week: the present rate, the time at which money ran out, unusual hours.
+"""What was spent in each hour of about a week: the present rate, and unusual hours.
 
 Hours are those of Unix time, so that they are all of one length. The usual spend of an hour is looked up by the clock
 on the wall of the budget's zone, or a change of the clocks would make the first hour of each working day unusual.

@@ -131,13 +131,23 @@ def test_a_spent_budget_says_since_when_and_until_when() -> None:
     start = at("2026-05-05T06:00")
     both = Budget(daily_usd="4", monthly_usd="20")
     service = Service(both, start)
-    service.run(1.0, start + 6.5 * HOUR_SECONDS)
+    for _ in service.spend(1.0, start + 6.5 * HOUR_SECONDS):
+        service.alerts()
+    service.ledger = SpendLedger(service.ledger.state())  # also after another leader has taken over
+    service.alerts()
     found = service.ledger.assess("q", both, service.now)
-    assert found.runs_out_at == pytest.approx(start + 4 * HOUR_SECONDS, abs=10 * MINUTE)
+    assert found.runs_out_at == pytest.approx(start + 4 * HOUR_SECONDS, abs=6 * MINUTE)
     assert found.resets_at == found.exhausted_until == at("2026-05-06T00:00")
-    month = service.ledger.assess("q", Budget(daily_usd="50", monthly_usd="5"), service.now)
-    assert month.runs_out_at == pytest.approx(start + 5 * HOUR_SECONDS, abs=10 * MINUTE)
+    lowered = Budget(daily_usd="50", monthly_usd="5")
+    service.alerts(lowered)
+    lowered_at, service.now = service.now, service.now + HOUR_SECONDS
+    service.alerts(lowered)
+    month = service.ledger.assess("q", lowered, service.now)
+    assert month.runs_out_at == lowered_at
     assert month.resets_at == month.exhausted_until == at("2026-06-01T00:00")
+    raised = Budget(daily_usd="50", monthly_usd="5000")
+    service.alerts(raised)
+    assert service.forecast(raised) is None
 
 
 def test_a_budget_that_is_raised_alerts_again_on_its_way() -> None:
