@@ -15,6 +15,7 @@ _COLUMNS: Final = (
     ("USED TPM", "usedTokens"),
     ("WAITING", "waiting"),
     ("REFUSED", "refused"),
+    ("DEGRADED", "degraded"),
 )
 _OF_BUDGETS: Final = (
     ("TODAY $", "spentTodayUSD"),

@@ -78,16 +78,6 @@ class SpendHours:
             spent += usd_micros * min(1.0, max(0.0, part))
         return spent / span
 
-    def reached_at(self, name: str, spent: int, limit: int, starts_at: float, unix_now: float) -> float:
-        """Return about when what is `spent` of a window by now had reached its `limit`."""
-        for hour, usd_micros in sorted(self._hours.get(name, {}).items(), reverse=True):
-            spent -= usd_micros
-            if spent < limit and usd_micros:
-                begin = hour * HOUR_SECONDS
-                seconds = min(HOUR_SECONDS, max(0.0, unix_now - begin))
-                return min(unix_now, max(starts_at, begin + seconds * (limit - spent) / usd_micros))
-        return starts_at
-
     def unusual(self, name: str, time_zone: str, unix_now: float) -> tuple[UnusualHour, ...]:
         """Return which of the last hour and the present one cost more than one and a half times the usual.
 

@@ -101,6 +101,16 @@ class Budgets:
         message = message_of(told.alert)
         return await self._events.tell(QUOTA_ALLOCATIONS, held.metadata, reason, message, warning=True)
 
+    @property
+    def pending(self) -> int:
+        """Return how many alerts are not told to everybody yet."""
+        return len(self._spending().untold())
+
+    @property
+    def lost(self) -> int:
+        """Return how many alerts found no room among those."""
+        return self._spending().lost_alerts
+
     async def close(self) -> None:
         """Stop calling addresses."""
         await self.calls.close()

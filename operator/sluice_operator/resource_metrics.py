@@ -107,7 +107,7 @@ class BudgetMetrics(Collector):
         """Return nothing: the reasons are those that have occurred."""
         return iter(())
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """Return all families."""
         budgets = self._budgets
         alerts = CounterMetricFamily("sluice_budget_alerts", "Alerts about budgets, by reason.", labels=("reason",))
@@ -116,8 +116,12 @@ class BudgetMetrics(Collector):
         calls = CounterMetricFamily("sluice_alert_calls", "Calls of alert addresses, by result.", labels=("result",))
         calls.add_metric(["Delivered"], budgets.calls.delivered)
         calls.add_metric(["Failed"], budgets.calls.failed)
+        pending = GaugeMetricFamily("sluice_alerts_pending", "Alerts that not everybody has been told of yet.")
+        pending.add_metric([], budgets.pending)
+        lost = CounterMetricFamily("sluice_alerts_lost", "Alerts that found no room among those that are pending.")
+        lost.add_metric([], budgets.lost)
         stored = CounterMetricFamily("sluice_spend_writes", "Writes of what was spent.")
         stored.add_metric([], budgets.store.writes)
         unreadable = CounterMetricFamily("sluice_spend_unreadable", "Stored spends that could not be read.")
         unreadable.add_metric([], budgets.store.unreadable)
-        yield from (alerts, calls, stored, unreadable)
+        yield from (alerts, calls, pending, lost, stored, unreadable)

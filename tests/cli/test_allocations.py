@@ -17,6 +17,7 @@ CHAT = AllocationStatus(
     used_tokens=80_123,
     waiting=4,
     refused=2,
+    degraded=5,
     spent_today_usd="12.5",
     spent_month_usd="310.07",
     resets_at="2026-11-21T23:00:00Z",
@@ -34,7 +35,7 @@ def quota(*allocations: AllocationStatus) -> QuotaAllocation:
 
 
 def test_a_row_tells_capacity_and_money() -> None:
-    """What is granted, used, waiting, refused, spent today and this month, when it resets and when it runs out."""
+    """What is granted, used, waiting, refused, degraded, spent today and this month, when it resets and when it runs out."""
     (row,) = allocation_rows([document(quota(CHAT))])
     assert dict(zip(HEADER, row, strict=True)) == {
         "ALLOCATION": "openai/chat",
@@ -45,6 +46,7 @@ def test_a_row_tells_capacity_and_money() -> None:
         "USED TPM": "80123",
         "WAITING": "4",
         "REFUSED": "2",
+        "DEGRADED": "5",
         "TODAY $": "12.5",
         "THIS MONTH $": "310.07",
         "RESETS": "2026-11-21T23:00:00Z",
@@ -56,5 +58,5 @@ def test_without_a_budget_nothing_is_said_of_money() -> None:
     """Nought would look as if nothing had been spent."""
     (row,) = allocation_rows([document(quota(AllocationStatus(name="chat")))])
     assert row[-4:] == ("", "", "", "")
-    assert row[1:-4] == ("0",) * 7
+    assert row[1:-4] == ("0",) * 8
     assert allocation_rows([document(quota())]) == []

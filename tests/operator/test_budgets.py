@@ -421,6 +421,7 @@ async def test_metrics_tell_of_money(api: Any, replica: Any, listener: Listener)
     assert value("sluice_quota_condition", **names, type="Enforced", reason="Enforced") == 1.0
     assert value("sluice_budget_alerts_total", reason="BudgetAlert") == 1.0
     assert value("sluice_alert_calls_total", result="Delivered") == 1.0
+    assert (value("sluice_alerts_pending"), value("sluice_alerts_lost_total")) == (0.0, 0.0)
     assert b"secret-token" not in generate_latest(registry)
 
 
