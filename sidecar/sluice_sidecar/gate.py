@@ -35,9 +35,9 @@ class Gate:
         self._waiting: dict[int, asyncio.Future[Passed | Refused]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def walk_in(self, upstream: str, ask: Ask, priority: Priority, retry: int) -> Admitted | None:
+    def walk_in(self, upstream: str, ask: Ask, priority: Priority, retry: int, now: float) -> Admitted | None:
         """Reserve what the attempt needs if nobody is ahead of it and there is enough, as most; else `submit` it."""
-        return self.line.walk_in(upstream, ask, priority, retry, self._clock())
+        return self.line.walk_in(upstream, ask, priority, retry, now)
 
     def submit(
         self, upstream: str, ask: Ask, priority: Priority, retry: int, deadline: float
@@ -74,9 +74,9 @@ class Gate:
             self.line.leave(number)
             self._arm()
 
-    def settle(self, reservation: Reservation, *, tokens: int | None, usd_micros: int | None) -> None:
+    def settle(self, reservation: Reservation, *, tokens: int | None, usd_micros: int | None, now: float) -> None:
         """Charge what was really used; None keeps the estimate."""
-        self.admission.settle(reservation, tokens=tokens, usd_micros=usd_micros, now=self._clock())
+        self.admission.settle(reservation, tokens=tokens, usd_micros=usd_micros, now=now)
         if self._waiting:
             self.pump()
 

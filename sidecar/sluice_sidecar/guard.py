@@ -249,12 +249,13 @@ class Guard:
         """
         if plan.key not in self._governor.upstreams:
             raise _gone()
-        key, granted = self._leave(call, plan, tried)
-        admitted = self._gate.walk_in(plan.key, ask, plan.priority, len(call.attempts) + call.client_retry)
+        now = call.clock()
+        key, granted = self._leave(call, plan, tried, now)
+        admitted = self._gate.walk_in(plan.key, ask, plan.priority, len(call.attempts) + call.client_retry, now)
         if admitted is None:
-            self._breakers.cancel(granted, call.clock())  # a probe must not wait in line
+            self._breakers.cancel(granted, now)  # a probe must not wait in line
             return None
-        return self._grant(call, plan, key, granted, admitted)
+        return self._grant(call, plan, key, granted, admitted, now)
 
     async def _line_up(self, call: Call, plan: Plan, ask: Ask, tried: set[str | None]) -> Grant:
         """Return what the next attempt needs once it is its turn.
@@ -270,35 +271,26 @@ class Guard:
         if isinstance(passed, Refused):
             raise refusal_of(passed, call, plan.account)
         call.queue_seconds += passed.waited_seconds
+        now = call.clock()
         try:
-            key, granted = self._leave(call, plan, tried)
+            key, granted = self._leave(call, plan, tried, now)
         except RefusedError:
             self._gate.release(passed.reservation)
             raise
-        return self._grant(call, plan, key, granted, passed)
+        return self._grant(call, plan, key, granted, passed, now)
 
-    def _grant(self, call: Call, plan: Plan, key: Key, granted: Pass, admitted: Admitted | Passed) -> Grant:
+    def _grant(self, call: Call, plan: Plan, key: Key, granted: Pass, admitted: Admitted | Passed, now: float) -> Grant:
         if admitted.would_refuse is not None:
             call.would_refuse = admitted.would_refuse.name
-        return Grant(
-            call,
-            plan.upstream,
-            key,
-            call.model,
-            granted,
-            admitted.reservation,
-            breakers=self._breakers,
-            gate=self._gate,
-            fallback=plan.candidate.fallback,
-        )
+        return Grant(call, plan, key, granted, admitted.reservation, self._breakers, self._gate, now)
 
-    def _leave(self, call: Call, plan: Plan, tried: set[str | None]) -> tuple[Key, Pass]:
+    def _leave(self, call: Call, plan: Plan, tried: set[str | None], now: float) -> tuple[Key, Pass]:
         """Return the first key that the breakers let through; keys that this call has tried come last.
 
         Raises:
             RefusedError: there is none.
         """
-        upstream, now = plan.key, call.clock()
+        upstream = plan.key
         keys = (NO_KEY,) if call.keeps_authorization else plan.upstream.keys
         if not keys:
             raise RefusedError(no_credential(upstream), Outcome.CREDENTIAL_ERROR)
