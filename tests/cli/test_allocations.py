@@ -35,7 +35,7 @@ def quota(*allocations: AllocationStatus) -> QuotaAllocation:
 
 
 def test_a_row_tells_capacity_and_money() -> None:
-    """What is granted, used, waiting, refused, degraded, spent today and this month, when it resets and when it runs out."""
+    """What is granted, used, waiting, refused, degraded, spent by day and month, when it resets and runs out."""
     (row,) = allocation_rows([document(quota(CHAT))])
     assert dict(zip(HEADER, row, strict=True)) == {
         "ALLOCATION": "openai/chat",
