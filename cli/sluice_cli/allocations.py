@@ -23,7 +23,7 @@ _OF_BUDGETS: Final = (
     ("RESETS", "resetsAt"),
     ("RUNS OUT", "runsOutAt"),
 )
-HEADER: Final = ("ALLOCATION", *(name for name, _ in (*_COLUMNS, *_OF_BUDGETS)))
+HEADER: Final = ("ALLOCATION", "LEVEL", *(name for name, _ in (*_COLUMNS, *_OF_BUDGETS)))
 
 
 def allocation_rows(quotas: Iterable[Document]) -> list[tuple[str, ...]]:
@@ -38,4 +38,5 @@ def allocation_rows(quotas: Iterable[Document]) -> list[tuple[str, ...]]:
 def _row(quota: str, allocation: Document) -> tuple[str, ...]:
     figures = (str(allocation.get(key, 0)) for _, key in _COLUMNS)
     money = (str(allocation.get(key, "")) if allocation.get("resetsAt") else "" for _, key in _OF_BUDGETS)
-    return (f"{quota}/{allocation['name']}", *figures, *money)
+    cause = f" ({allocation['levelCause']})" if allocation.get("levelCause") else ""
+    return (f"{quota}/{allocation['name']}", f"{allocation.get('level', '')}{cause}", *figures, *money)

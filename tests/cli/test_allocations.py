@@ -5,11 +5,14 @@ from __future__ import annotations
 from sluice_cli.allocations import HEADER, allocation_rows
 from sluice_cli.documents import document
 from sluice_core.api.base import ObjectMeta, UpstreamRef
+from sluice_core.api.degradation import Cause, Level
 from sluice_core.api.quotaallocation import Allocation, QuotaAllocation, QuotaAllocationSpec
 from sluice_core.api.quotaallocation_status import AllocationStatus, QuotaAllocationStatus
 
 CHAT = AllocationStatus(
     name="chat",
+    level=Level.ECONOMY,
+    level_cause=Cause.BUDGET,
     pods=3,
     granted_requests_per_minute=600,
     granted_tokens_per_minute=90_000,
@@ -39,6 +42,7 @@ def test_a_row_tells_capacity_and_money() -> None:
     (row,) = allocation_rows([document(quota(CHAT))])
     assert dict(zip(HEADER, row, strict=True)) == {
         "ALLOCATION": "openai/chat",
+        "LEVEL": "Economy (Budget)",
         "PODS": "3",
         "GRANTED RPM": "600",
         "GRANTED TPM": "90000",
@@ -58,5 +62,5 @@ def test_without_a_budget_nothing_is_said_of_money() -> None:
     """Nought would look as if nothing had been spent."""
     (row,) = allocation_rows([document(quota(AllocationStatus(name="chat")))])
     assert row[-4:] == ("", "", "", "")
-    assert row[1:-4] == ("0",) * 8
+    assert row[1:-4] == ("", *("0",) * 8)
     assert allocation_rows([document(quota())]) == []
