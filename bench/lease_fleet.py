@@ -294,7 +294,7 @@ class Simulation:
         if not pod.alive or sequence != pod.sequence:
             return
         pod.heard, pod.heard_at, pod.hears_until = by, self.now, self.now
-        pod.admission.apply_leases(leases, sent_at=pod.sent_at)
+        pod.admission.apply_leases(leases, sent_at=pod.sent_at, interval_seconds=interval)
         amount = sum(lease.amount for lease in leases)
         pod.gap = LEAST_GAP_SECONDS if amount > pod.granted else min(LONGEST_GAP_SECONDS, 2 * pod.gap)
         pod.granted = amount

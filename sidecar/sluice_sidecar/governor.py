@@ -285,7 +285,7 @@ class Governor:
         self.latest_answer = (answer, now)
         if answer.sequence != self._last_sequence:
             return
-        self.admission.apply_leases(answer.leases, sent_at=sent_at)
+        self.admission.apply_leases(answer.leases, sent_at=sent_at, interval_seconds=answer.interval_seconds)
         self.admission.apply_users(answer.users, sequence=answer.sequence, sent_at=sent_at, now=now)
         if answer.exhausted is not None:  # else the control plane does not know
             self.admission.apply_exhausted(answer.exhausted, answer.spent, now=now, unix_now=time.time())

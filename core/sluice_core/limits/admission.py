@@ -11,12 +11,14 @@ from sluice_core.limits.accounts import UNALLOCATED, Account, budgets_of
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
 from sluice_core.limits.demand import demands_of, left_behind, reported
 from sluice_core.limits.keys import LEASED, Dimension, Layer, pattern_for
-from sluice_core.limits.meters import Meter, RateMeter
+from sluice_core.limits.meters import AHEAD_SECONDS, Meter, RateMeter
 from sluice_core.limits.spent_budgets import SpentBudgets
 from sluice_core.selection import PodPolicy
 from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease, SpentShare, UserAnswer, UserReport
 
 _MAX_RETIRED = 64
+_ANSWER_SECONDS = 0.5
+"""How long the answer to a report takes, as a rule."""
 _MAX_OPEN = 65_536
 """Calls that are remembered as not over; more at once no process can have."""
 
@@ -226,19 +228,25 @@ class Admission:
 
     def demands_of(self, upstream: str, now: float) -> tuple[Demand, ...]:
         """Return what this pod holds and wants of one account, for whoever leases it."""
-        return reported(self._accounts[upstream], now)
+        open_calls = (each for each in self._open.values() if each.upstream == upstream)
+        return reported(self._accounts[upstream], now, open_calls)
 
     def limits(self, now: float) -> tuple[Demand, ...]:
         """Return what this pod holds and wants of every account, for people. It is no report: no lease answers it."""
         return tuple(demand for account in self._accounts.values() for demand in demands_of(account, now))
 
-    def apply_leases(self, leases: Sequence[Lease], *, sent_at: float) -> None:
-        """Put leases into force. `sent_at` is when the report was sent that they answer; it must be the latest one."""
+    def apply_leases(self, leases: Sequence[Lease], *, sent_at: float, interval_seconds: float | None = None) -> None:
+        """Put leases into force. `sent_at` is when the report was sent that they answer; it must be the latest one.
+
+        `interval_seconds` is when the next report is due: demand is told as far ahead as until the answer to that.
+        """
         meters = {name: meter for account in self._accounts.values() for name, meter in account.by_key.items()}
         for lease in leases:
             meter = meters.get(lease.limit)
             if meter is not None:
                 meter.allowance.grant(lease.amount, sent_at + lease.ttl_seconds, short=lease.short)
+                if interval_seconds is not None:
+                    meter.ahead_seconds = min(AHEAD_SECONDS, interval_seconds + _ANSWER_SECONDS)
 
     def user_reports(self, now: float) -> tuple[UserReport, ...]:
         """Return what the leader should know of single users. The answer to it is for `apply_users`."""

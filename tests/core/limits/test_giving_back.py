@@ -51,12 +51,12 @@ class Fleet:
             admission.configure(policy)
         return self.pods[name]
 
-    def report(self, name: str, now: float) -> int:
+    def report(self, name: str, now: float, interval_seconds: float | None = None) -> int:
         """Let a pod report and hear; return its lease."""
         demands = self.pod(name).demands(now)
         self.sequences[name] = self.sequences.get(name, 0) + 1
         leases = self.leader.exchange(name, self.sequences[name], demands, now)
-        self.pod(name).apply_leases(leases, sent_at=now)
+        self.pod(name).apply_leases(leases, sent_at=now, interval_seconds=interval_seconds)
         return leases[0].amount
 
     def stop(self, name: str, now: float) -> None:
@@ -198,6 +198,18 @@ def test_whoever_holds_much_reports_more_often_while_others_are_short(scarce: bo
     assert intervals[0] == pytest.approx(1.0 if scarce else 5.0, abs=0.5)
     assert intervals[1:] == [5.0] * 9
     assert sum(1 / each for each in intervals) <= 2 * 10 / 5.0
+
+
+def test_a_pod_that_reports_often_asks_for_no_more_than_until_its_next_report() -> None:
+    """What it cannot use until then others can."""
+    asked = []
+    for interval in (5.0, 1.0):
+        fleet = Fleet()
+        for step in range(16):
+            fleet.call("pod", 2, step / 2)
+            fleet.report("pod", step / 2, interval_seconds=interval)
+        asked.append(fleet.pod("pod").demands(7.5)[0].wanted - fleet.use(7.5))
+    assert asked == [2_000, 600]
 
 
 times = st.lists(st.tuples(st.floats(0.0, 4.0), st.integers(0, 50)), max_size=40)
