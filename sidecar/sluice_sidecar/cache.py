@@ -22,7 +22,7 @@ from sluice_sidecar.plan import Plan
 from sluice_sidecar.recording import Room
 from sluice_sidecar.replay import Replay
 from sluice_sidecar.steering import Candidate, Candidates
-from sluice_sidecar.telemetry.metrics import Reading
+from sluice_sidecar.telemetry.metrics import OTHER, Reading
 
 if TYPE_CHECKING:
     from sluice_sidecar.governor import Governor
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MAX_WAIT_SECONDS: Final = 30.0
 """Longest wait for an identical call; less where that would take more than half of the time that the call has."""
 
+MAX_LABELS: Final = 256
 _TIDY_SECONDS: Final = 60.0
 _IDENTITY: Final = ("authorization", "api-key", "openai-organization", "openai-project")
 
@@ -45,6 +46,7 @@ class Answers:
         self.saved_usd_micros: dict[str, int] = {}
         self.saved_tokens: dict[str, int] = {}
         self._governor = governor
+        self._labels: set[str] = set()
         self._tidied = 0.0
 
     def cached_answer(self, call: Call, candidates: Candidates) -> Replay | None:
@@ -83,7 +85,7 @@ class Answers:
 
     def give(self, call: Call, replay: Replay) -> None:
         """Note, and count, that a call is answered by a kept answer."""
-        answer, rule, sharing = replay.answer, call.policy_name, call.sharing
+        answer, rule, sharing = replay.answer, self._label(call), call.sharing
         assert sharing is not None  # noqa: S101 - the answer was found by its key
         detail = "" if replay.use is CacheUse.COALESCED else f"age={int(replay.age_seconds)}"
         self._count(call, sharing, replay.use, detail)
@@ -142,8 +144,15 @@ class Answers:
 
     def _count(self, call: Call, sharing: Sharing, use: CacheUse, detail: str) -> None:
         sharing.use, sharing.detail = use, detail
-        name = call.policy_name, use
+        name = self._label(call), use
         self.uses[name] = self.uses.get(name, 0) + 1
+
+    def _label(self, call: Call) -> str:
+        """Return the name under which a rule is counted: policies that come and go do not pile up."""
+        name = call.policy_name
+        if name not in self._labels and len(self._labels) < MAX_LABELS:
+            self._labels.add(name)
+        return name if name in self._labels else OTHER
 
     # --- the key
 
