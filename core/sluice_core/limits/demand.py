@@ -22,7 +22,8 @@ def reported(account: Account, now: float, open_calls: Iterable[Reservation] = (
     is not wanted soon is given back with it. What calls that are not over have reserved is not used for certain.
     """
     found = []
-    uncertain = _uncertain(open_calls)
+    short = any(meter.allowance.short for meter in _limited(account))
+    uncertain = _uncertain(open_calls) if short else {}
     for meter in _limited(account):
         allowance, used, wanted = meter.allowance, meter.used(now), meter.wanted(now)
         before = _held(meter, used, now)

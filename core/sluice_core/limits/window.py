@@ -110,12 +110,13 @@ class SlidingWindow:
         `uncertain` is what may still be given back, by the slot that it is in.
         """
         self.expire(now)
-        oldest = self.newest - self.slots
-        lasting = [0] * parts
+        slots, oldest = self.slots, self.newest - self.slots
+        lasting = [0] * (parts + 1)
         for slot, taken in self.amounts.items():
-            last = min(parts - 1, (slot - oldest) * parts // self.slots)  # after so many parts it still counts
-            lasting[last] += max(0, taken - uncertain.get(slot, 0))
-        return tuple(itertools.accumulate(reversed(lasting)))[::-1]
+            if slot in uncertain:
+                taken = max(0, taken - uncertain[slot])
+            lasting[(slot - oldest) * parts // slots] += taken  # after so many parts it still counts
+        return tuple(itertools.accumulate(reversed(lasting)))[:0:-1]
 
     def earliest(self, amount: int, limit: int, now: float, slots: int | None = None) -> float | None:
         """Return when `amount` fits under `limit` if nothing else is used till then, or None if it never does.
