@@ -100,12 +100,14 @@ class Body:
     def feed(self, part: bytes) -> None:
         """Add what has come."""
         self._parts.append(part)
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def end(self) -> None:
         """Note that this was all."""
         self._ended = True
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def fail(self, fault: Exception) -> None:
         """Let whoever reads know that the rest will not come."""

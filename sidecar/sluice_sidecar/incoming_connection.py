@@ -338,9 +338,9 @@ class Connection(asyncio.Protocol):
     def _hand_over(self, received: bytes) -> None:
         transport, self.transport = self.transport, None
         self._owner.connections.discard(self)
-        if transport is not None:
-            self._owner.upgrade(transport, received)
+        if transport is not None and not transport.is_closing():
             transport.resume_reading()
+            self._owner.upgrade(transport, received)
 
     def _write(self, answer: bytes) -> None:
         if self.transport is not None:
@@ -363,14 +363,14 @@ class Connection(asyncio.Protocol):
             self._put(None)
 
     def _pause(self) -> None:
-        if not self._paused and self.transport is not None:
+        if not self._paused and self.transport is not None and not self.transport.is_closing():
             self._paused = True
             self.transport.pause_reading()
 
     def _resume(self) -> None:
         if self._held <= _RESUME_BYTES and len(self._line) <= _MAX_LINE // 2 and not self._deaf:
             self._paused = False
-            if self.transport is not None:
+            if self.transport is not None and not self.transport.is_closing():
                 self.transport.resume_reading()
 
     def _head(self) -> bytes:
