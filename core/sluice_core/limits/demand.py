@@ -12,8 +12,8 @@ from sluice_core.limits.decisions import Reservation
 from sluice_core.limits.meters import Meter, RateMeter
 from sluice_core.sync import Demand
 
-CERTAIN_PARTS: Final = 12
-"""Into how many parts the window is cut to tell when what is used for certain leaves it: five seconds of a minute."""
+CERTAIN_PARTS: Final = 16
+"""Into how many parts the window is cut to tell when what is used for certain leaves it: 4 seconds of a minute each."""
 _NOTHING: Final[Mapping[int, int]] = {}
 
 

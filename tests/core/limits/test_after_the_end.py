@@ -245,7 +245,7 @@ def test_what_was_used_again_is_counted(case: str) -> None:
 times = st.lists(st.tuples(st.floats(0.0, 4.0), st.integers(0, 50)), max_size=40)
 
 
-@given(times, st.sampled_from([1, 2, 4, 12]))
+@given(times, st.sampled_from([1, 2, 4, 12, 16]))
 def test_certain_foretells_what_is_left(taken: list[tuple[float, int]], parts: int) -> None:
     """After each part of the window exactly as much is left as was said, if nothing is uncertain."""
     window, now = SlidingWindow(60.0, 0.25), 0.0
