@@ -448,3 +448,19 @@ def test_economy_does_not_soften_a_budget_that_rejects(
     refused = create(client(sidecar.base_url))
 
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "budget_exceeded")
+
+
+async def test_a_conversation_over_a_websocket_is_no_way_around_a_spent_budget(
+    start: Any, mock: Any, policies: Any, plane: Any
+) -> None:
+    """It costs money and cannot be made cheaper."""
+    snapshot = governed(policies, mock, budget=Budget(daily_usd="1", on_exhausted=OnExhausted.DEGRADE))
+    plane.adopt(snapshot)
+    plane.charge(CHAT, 1_000_000)
+    sidecar = await asyncio.to_thread(start, snapshot, SLUICE_SYNC_URL=plane.url)
+    await asyncio.to_thread(sidecar.wait_until, lambda: sidecar.status()["sync"]["secondsSinceSuccess"] is not None)
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await session.ws_connect(f"{sidecar.base_url}/realtime?model=gpt-realtime")
+    assert refused.value.status == 429
+    assert len(mock.ledger) == 0
