@@ -115,6 +115,31 @@ def test_an_identical_call_gets_the_same_bytes_and_asks_nobody(share: Any, mock:
         assert second[0]["transfer-encoding"] == "chunked"
 
 
+FORMS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "a stream of lines that end in CRLF, byte by byte": (True, {"crlf": True, "chunking": "bytes"}),
+    "a stream with comments between events": (True, {"comments": True, "chunking": "coalesced"}),
+    "a stream with one large event": (True, {"line_bytes": 100_000}),
+    "a stream in gzip, unasked": (True, {"gzip_body": True}),
+    "an answer byte by byte": (False, {"chunking": "bytes"}),
+    "an answer in gzip, unasked": (False, {"gzip_body": True}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_answer_of_any_form_is_given_again_as_it_was_shown(share: Any, mock: Any, policies: Any, form: str) -> None:
+    """Whatever the framing and coding that it came in."""
+    sidecar = share(cached(policies, mock))
+    stream, fault = FORMS[form]
+    body = {**COLD, "stream": stream, "x": form}
+    mock.faults.add(**fault)
+    first, second = (post(sidecar.port, "/chat/completions", body) for _ in range(2))
+    assert len(mock.ledger) == 1
+    assert first[1] == second[1]
+    assert second[0]["x-sluice-cache"].startswith("hit")
+    assert "content-encoding" not in first[0] | second[0]
+    assert b"chat.completion" in second[1]
+
+
 def test_a_hit_is_told_and_costs_nothing(start: Any, client: Client, mock: Any, policies: Any) -> None:
     """Header, record and metrics tell of it and of what it spared; tokens and dollars are counted once."""
     sidecar = start(cached(policies, mock))
