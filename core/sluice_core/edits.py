@@ -52,7 +52,6 @@ class _First(msgspec.Struct, array_like=True, gc=False):
 
 _decode_first = msgspec.json.Decoder(_First).decode
 _HEAD_BYTES = 8192
-_SHORT_BYTES = 2048
 _INSTRUCTING = frozenset({"system", "developer"})
 _SPEAKER = re.compile(r'\{\s*"role"\s*:\s*"(?:user|assistant|tool)"')
 _SPEAKER_FIRST = re.compile(rb'\[\s*(\{)\s*"role"\s*:\s*"(?:user|assistant|tool)"')
@@ -210,8 +209,6 @@ def _leading_in_head(messages: Raw) -> _Leading | None:
     found = []
     begin = _behind_space(text, 1)  # behind the bracket
     while _SPEAKER.match(head, begin) is None:
-        if len(text) < _SHORT_BYTES:  # parsing all of it is as cheap
-            return None
         try:
             message, end = _scan(head, begin)
         except (ValueError, RecursionError):
