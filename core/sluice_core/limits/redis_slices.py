@@ -101,6 +101,7 @@ def slice_call(
             int(not key.model),
             demand.returned,
             " ".join(map(str, demand.fading)),
+            " ".join(map(str, demand.certain)),
         )
         limits.append(demand.limit)
     return SliceCall(keys=tuple(keys), arguments=tuple(arguments), limits=tuple(limits), sequence=sequence)

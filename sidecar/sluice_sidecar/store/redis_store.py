@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from sluice_core.limits.admission import Admission
-from sluice_core.limits.demand import left_behind, reported
+from sluice_core.limits.demand import left_behind
 from sluice_core.limits.redis_slices import SliceAnswerError, slice_answer, slice_call
 from sluice_core.snapshot import StorePolicy
 from sluice_sidecar.credentials import Credentials, Secret
@@ -113,7 +113,7 @@ class RedisStore:
         link = self._link = self._link or await self._open()
         sent_at = self._peer.clock()
         account = admission.account(self.upstream)
-        demands = left_behind(account, sent_at) if stopping else reported(account, sent_at)
+        demands = left_behind(account, sent_at) if stopping else admission.demands_of(self.upstream, sent_at)
         self._sequence += 1
         call = slice_call(
             account,

@@ -11,7 +11,7 @@
 --       milliseconds after a report until its holding is over, the same after a last one, what is kept for all pods
 --       without a slice, what of this for the allocation, held, used, wanted, safe, least; 1 if of the whole account;
 --       what was held until this report; in a last report what of the used is left after each further even part of
---       its time, as words
+--       its time, as words; of what is used for certain the same, and before it how much that is now
 -- Returns the sequence of the report that this answers, the time in milliseconds, until when nothing new is given out,
 -- after how many milliseconds the pod should call again, a slice per limit (-1 for an old report), and per limit 1 if
 -- more of it is wanted than there is.
@@ -23,7 +23,7 @@ local ROTATION = 90000
 local SWEEP = 64
 local SHORT = 60000 -- for so long after a shortage what is not needed is given back: permits come back in waves
 local MAY_NOT_WAIT = 8 -- weight of Realtime: from there on an eighth on top of the demand is kept from being lent
-local FIELDS = 13
+local FIELDS = 14
 local CALL_AGAIN = 1000 -- milliseconds; half of it for who holds more than an even part of what others want
 local CALLS_PER_MILLISECOND = 2 -- of all pods together, but for those in a hurry
 local STEP_SLACK = 1000 -- a step comes so much later than its part of the time, as the end does
@@ -79,7 +79,7 @@ local function load(index, now, epoch)
     'returned'}) do
     limit[name] = tonumber(ARGV[first + place])
   end
-  limit.fading = ARGV[first + FIELDS]
+  limit.fading, limit.certain = ARGV[first + FIELDS - 1], ARGV[first + FIELDS]
   local stored = redis.call('HGETALL', limit.sums)
   local fields = {}
   for place = 1, #stored, 2 do fields[stored[place]] = stored[place + 1] end
@@ -119,7 +119,7 @@ local function share_of(limit, name)
 end
 
 -- A holding: live or silent, exposure, need, safe, when it is over, sequence, then when it will be how much in pairs
--- (of a pod that has stopped), allocation. Other versions of this script know the first six and the last of these.
+-- if nothing is heard any more, allocation. Other versions of this script know the first six and the last of these.
 local function read(limit, name)
   local packed = redis.call('HGET', limit.pods, name)
   if not packed then return nil end
@@ -166,6 +166,20 @@ local function steps_of(limit, now)
   for part, amount in ipairs(left) do
     steps[2 * part - 1] = now + math.ceil(limit.stops * part / (#left + 1)) + STEP_SLACK
     steps[2 * part] = math.min(limit.used, amount)
+  end
+  return steps
+end
+
+-- What a pod that is gone without a word had used for certain was in the way of other use until its lease ran out, unless
+-- it had left the window before; so it is free as it leaves. What calls that are not over may give back is not certain.
+local function steps_if_silent(limit, holding, now)
+  local certain, steps = unpack_words(limit.certain), {}
+  local part_length = (limit.stops - STEP_SLACK) / 1.01 / math.max(1, #certain)
+  local first = math.floor(lease * 1.02 / part_length) + 1 -- by then no slice is in force any more
+  for part = first + 1, #certain do
+    local over = certain[first + 1] - (certain[part + 1] or 0)
+    steps[#steps + 1] = now + math.ceil(limit.stops * part / #certain) + STEP_SLACK
+    steps[#steps + 1] = math.max(holding.safe, holding.exposure - over)
   end
   return steps
 end
@@ -330,6 +344,7 @@ for index, limit in ipairs(limits) do
     local more = math.max(0, math.max(limit.grant, holding.exposure) - holding.exposure)
     if not stopping then
       holding.exposure, limit.exposure = holding.exposure + more, limit.exposure + more
+      holding.steps = steps_if_silent(limit, holding, now)
     end
     write(limit, pod, holding, stopping and fade(holding, now) or now + lease)
     if limit.short == 1 and holding.exposure * limit.count > limit.capacity then again = CALL_AGAIN / 2 end

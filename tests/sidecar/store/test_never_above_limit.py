@@ -21,7 +21,7 @@ from sluice_core.api.quotaallocation import StoreType
 from sluice_core.api.upstream import Limits, Timeouts
 from sluice_core.limits.admission import Admission
 from sluice_core.limits.decisions import Admitted, Ask
-from sluice_core.limits.demand import left_behind, reported
+from sluice_core.limits.demand import left_behind
 from sluice_core.limits.redis_slices import SliceCall, slice_answer, slice_call
 from sluice_core.limits.safe import reserved_share, safe_limits
 from sluice_core.selection import PodPolicy
@@ -199,20 +199,37 @@ class Clusters(RuleBasedStateMachine):
     @precondition(lambda self: len(self.pods) > 1)
     @rule(
         index=st.integers(0, 99),
-        before=st.sampled_from([1.0, 10.0, 25.0]),
-        after=st.lists(st.sampled_from([1.0, 5.0, 12.0, 20.0]), max_size=4),
+        before=st.sampled_from([5.0, 25.0]),
+        after=st.lists(st.sampled_from([1.0, 5.0, 12.0, 25.0]), min_size=2, max_size=5),
         tokens=st.integers(20, 200),
+        percent=st.sampled_from([None, 10, 100]),
+        end=st.sampled_from(["stopped", "killed", "cut off"]),
     )
-    def pod_hands_over(self, index: int, before: float, after: list[float], tokens: int) -> None:
-        """A pod that has used all it could get stops in order; the others use what becomes free of it, step by step."""
+    def pod_hands_over(
+        self, index: int, before: float, after: list[float], tokens: int, percent: int | None, end: str
+    ) -> None:
+        """A pod that has used all it could get ends, or is alone from now on; the others use what becomes free of it.
+
+        `percent` is what its calls used of what they had reserved, None for calls that are not over.
+        """
+        for _ in range(2):
+            self.pod_uses_all_it_can_get(index, 60, tokens)
+            if percent is not None:
+                self.calls_end(index, 60, percent)
+            self.time_passes(before)
         self.pod_uses_all_it_can_get(index, 60, tokens)
-        self.time_passes(before)
-        self.pod_uses_all_it_can_get(index, 60, tokens)
-        self.pod_ends(index, stopping=True)
+        pod = self._pod(index)
+        self.calls_end(index, 60, percent or 0)  # it may use again what they give back, and nobody hears of it
+        self.pod_calls(index, 60, tokens)
+        if end != "cut off":
+            self.pod_ends(index, stopping=end == "stopped")
         for seconds in [0.1, *after]:
             self.time_passes(seconds)
             for other in range(len(self.pods)):
-                self.pod_uses_all_it_can_get(other, 60, tokens)
+                if self.pods[other] is pod:
+                    self.pod_calls(other, 60, tokens)
+                else:
+                    self.pod_uses_all_it_can_get(other, 60, tokens)
             self.reservations_stay_within_the_limit()
 
     # --- the oracle -------------------------------------------------------------------------------------------------
@@ -232,7 +249,8 @@ class Clusters(RuleBasedStateMachine):
     def _call(self, pod: Pod, *, stopping: bool = False) -> SliceCall:
         pod.sequence += 1
         account = pod.admission.account(UPSTREAM)
-        demands = (left_behind if stopping else reported)(account, self._now(pod))
+        now = self._now(pod)
+        demands = left_behind(account, now) if stopping else pod.admission.demands_of(UPSTREAM, now)
         return slice_call(account, demands, server=self.run, pod=pod.name, sequence=pod.sequence, stopping=stopping)
 
     def _execute(self, call: SliceCall) -> list[int]:
@@ -292,3 +310,29 @@ def test_never_above_the_limit(timed: Any) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.parametrize("age_seconds", [5.0, 20.0, 35.0, 50.0])
+def test_a_pod_that_is_cut_off_may_fill_its_slice_again(timed: Any, age_seconds: float) -> None:
+    """What it used when it was last heard leaves the window meanwhile, and others get no more than what it leaves."""
+
+    class WithScript(Clusters):
+        script = timed
+
+    clusters = WithScript()
+    clusters.begin(tokens=5000, requests=200, concurrency=1000, learned=True)
+    for seconds in (0.0, 1.0, age_seconds):
+        clusters.time_passes(seconds)
+        for pod in range(2):  # so many calls at once that both are short of requests
+            clusters.pod_uses_all_it_can_get(pod, 150, 1)
+            clusters.calls_end(pod, 150, 100)
+    used = 0
+    for _ in range(30):
+        clusters.time_passes(3.0)
+        clusters.pod_calls(0, 150, 1)  # nobody hears of it any more
+        clusters.calls_end(0, 150, 100)
+        clusters.pod_uses_all_it_can_get(1, 150, 1)
+        clusters.calls_end(1, 150, 100)
+        clusters.reservations_stay_within_the_limit()
+        used = max(used, len(clusters.admitted))
+    assert used > 150

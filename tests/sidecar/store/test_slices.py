@@ -32,6 +32,7 @@ class Limit(NamedTuple):
     whole: int = 1
     returned: int = 0
     fading: tuple[int, ...] = ()
+    certain: tuple[int, ...] = ()
     stops: int = 62_000
 
 
@@ -69,7 +70,7 @@ class Account:
             keys += [f"{self.name}:{name}:{part}" for part in ("sums", "pods", "order")]
             arguments += [each.capacity, LEASE_MS + each.stops + 1000, each.stops, each.reserve, each.part]
             arguments += [each.held, each.used, each.wanted, each.safe, each.least, each.whole, each.returned]
-            arguments.append(" ".join(map(str, each.fading)))
+            arguments += [" ".join(map(str, each.fading)), " ".join(map(str, each.certain))]
         _, _, _, self.interval, *answer = self._timed.call(keys, arguments, self.now)
         self.short = answer[len(limits) :]
         return answer[: len(limits)]
@@ -201,6 +202,19 @@ def test_what_a_stopped_pod_used_is_free_in_steps(account: Account) -> None:
         held = account.one("b", 5000, held)
         got.append(held)
     assert got == [400, 600, 900, 1000]
+
+
+def test_what_a_killed_pod_used_for_certain_is_free_as_it_leaves(account: Account) -> None:
+    """Not before its lease and its part of the window are over; what it may have used since counts to the end."""
+    account.one("dead", 1000, 800, used=700, safe=20, certain=(600, 600, 500, 500, 400, 300))  # of ten seconds each
+    got, held = {}, 0
+    for seconds in (31, 42, 53, 62, 64, 92):
+        account.now = 1_000_000 + seconds * 1000
+        held = account.one("b", 5000, held)
+        got[seconds] = held
+    assert got == {31: 0, 42: 0, 53: 100, 62: 100, 64: 400, 92: 400}
+    account.now = 1_000_000 + ENDS_MS
+    assert account.one("b", 5000, held) == 1000
 
 
 def test_a_pod_hears_that_others_want_more(account: Account) -> None:
