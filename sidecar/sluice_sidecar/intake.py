@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from urllib.parse import parse_qsl
 
 import msgspec
 
+from sluice_core.api.modelroute import Endpoint
 from sluice_core.errors import BadRequestError, RefusalCode, refuse
-from sluice_core.form import boundary_of, field
+from sluice_core.form import LONGEST_VALUE, boundary_of, field
 from sluice_core.records import Outcome
 from sluice_core.request import peek
 from sluice_sidecar.aside import LARGE_BYTES, aside
@@ -23,6 +25,8 @@ from sluice_sidecar.telemetry.trace import traceparent
 _SMALL_BODY_BYTES = 1024 * 1024
 """JSON up to this size is read whole on every path, so that the call can be repeated."""
 
+_MOST_QUERY_FIELDS = 32
+
 _EDGE_BYTES = 64 * 1024
 """How much of the beginning and of the end of a large form is looked through for its fields."""
 
@@ -35,6 +39,8 @@ async def read(call: Call, request: Incoming, counter: ExactCounter) -> None:
         RefusedError: the body is too large, does not arrive, or is no JSON object where one is needed.
     """
     if not request.body_exists:
+        if call.endpoint is Endpoint.REALTIME and call.target.query:
+            _note_query_model(call)
         return
     kind = media_type(call.fields.first.get("content-type", ""))
     looked_into = call.generating and not kind.startswith("multipart/")  # whatever it claims to be: some servers guess
@@ -100,6 +106,16 @@ def _note_model(call: Call, form: bytes, boundary: bytes) -> bool:
     if model is not None:
         call.facts = msgspec.structs.replace(call.facts, model=model)
     return model is not None
+
+
+def _note_query_model(call: Call) -> None:
+    """Note the model that a WebSocket names in its address, which goes to the upstream as it is."""
+    try:
+        named = dict(parse_qsl(call.target.query, max_num_fields=_MOST_QUERY_FIELDS)).get("model")
+    except ValueError:
+        return
+    if named:
+        call.facts, call.opaque_body = msgspec.structs.replace(call.facts, model=named[:LONGEST_VALUE]), True
 
 
 async def _whole_body(call: Call) -> bytes:

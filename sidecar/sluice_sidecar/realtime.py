@@ -27,6 +27,7 @@ from sluice_sidecar.websocket_dialer import DeclinedError
 
 
 class _Response(msgspec.Struct, frozen=True, gc=False):
+    model: str | None = None
     usage: Raw = Raw(b"null")
 
 
@@ -118,10 +119,12 @@ class _Meter:
         if b'"response.done"' not in data and b'"response.completed"' not in data:
             return
         try:
-            usage = read_usage(_decode_event(data).response.usage)
+            response = _decode_event(data).response
+            usage = read_usage(response.usage)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return
         if usage is not None:
+            self._call.served_model = response.model or self._call.served_model
             self._call.usage = usage if self._call.usage is None else _sum(self._call.usage, usage)
             price(self._call, self._grant, finished=True)
             if self._call.cost_usd_micros:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 
@@ -112,3 +113,23 @@ def test_a_kill_loses_what_was_settled_since_the_last_report_and_no_more(
     call(stays)
     assert stays.terminate() == 0
     assert plane.spent(CHAT) in (4 * one, 5 * one)  # the killed one's second call, if it was reported in time
+
+
+async def test_a_long_websocket_is_charged_as_it_goes(start: Any, mock: Any, policies: Any, plane: Any) -> None:
+    """Each answer when it ends, so that neither a budget nor a kill has to wait for the end of an hour; none twice."""
+    snapshot = governed(policies, mock, "1000")
+    plane.adopt(snapshot)
+    sidecar = await asyncio.to_thread(start, snapshot, SLUICE_SYNC_URL=plane.url)
+    address = f"{sidecar.base_url}/realtime?model=gpt-realtime"
+    seen = []
+    async with aiohttp.ClientSession() as session, session.ws_connect(address, protocols=("realtime",)) as socket:
+        for _ in range(2):
+            await socket.send_json({"type": "response.create"})
+            async for message in socket:
+                if message.json()["type"] == "response.done":
+                    break
+            await asyncio.to_thread(sidecar.wait_until, lambda: plane.spent(CHAT) > sum(seen[-1:]))
+            seen.append(plane.spent(CHAT))
+    assert await asyncio.to_thread(sidecar.terminate) == 0
+    cost = sidecar.records(1)[0]["costUSDMicros"]
+    assert 0 < seen[0] < seen[1] == cost == plane.spent(CHAT)
