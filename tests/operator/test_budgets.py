@@ -173,6 +173,26 @@ async def test_what_is_spent_is_seen_stored_and_survives(api: Any, replica: Any)
     assert status(api)["allocations"][0]["spentTodayUSD"] == "1.75"
 
 
+async def test_the_status_says_when_money_runs_out_and_then_since_when(api: Any, replica: Any) -> None:
+    """By the pace of what was spent; the next leader knows since when, too."""
+    first = replica()
+    await first.round()
+    first.report(2)
+    await first.round()  # a minute past noon: two dollars in five minutes leave twenty minutes
+    assert status(api)["allocations"][0]["runsOutAt"] == "2026-05-05T12:20:00Z"
+    assert "RunsOutEarly" in [each["reason"] for each in status(api)["conditions"]]
+    first.report(11, sequence=2)
+    await first.round()
+    since = status(api)["allocations"][0]["runsOutAt"]
+    assert since == "2026-05-05T12:01:33Z"
+    second = replica()
+    await second.round()
+    second.report(11.5, sequence=3)
+    await second.round()
+    assert status(api)["allocations"][0]["runsOutAt"] == since
+    assert status(api)["allocations"][0]["resetsAt"] == "2026-05-06T00:00:00Z"
+
+
 async def test_a_leader_that_cannot_read_goes_on_without_guessing(api: Any, replica: Any) -> None:
     """Nothing is charged against an empty ledger, nothing stored over the real one; leases go on meanwhile."""
     first = replica()
