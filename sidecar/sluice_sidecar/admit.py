@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from sluice_core.errors import RefusalCode, refuse
+from sluice_core.errors import Refusal, RefusalCode, refuse
 from sluice_core.limits.admission import Account
-from sluice_core.limits.decisions import Ask, Refused
+from sluice_core.limits.decisions import Ask, Refused, Reservation
 from sluice_core.limits.estimate import Estimate
 from sluice_sidecar.call import Call, user_hash
 from sluice_sidecar.errors import RefusedError
+from sluice_sidecar.gate import Gate
 from sluice_sidecar.plan import Plan
 from sluice_sidecar.refusals import limited
 from sluice_sidecar.upstream import Upstream
@@ -58,3 +59,11 @@ def refusal_of(refused: Refused, call: Call, account: Account) -> RefusedError:
     policy = f"{quota}/{account.allocation_name}"
     call.refused_by = f"{policy}/{refused.obstacle.dimension.value}"
     return RefusedError(limited(refused, policy, call.clock()))
+
+
+def refusal_of_more(call: Call, reservation: Reservation, gate: Gate) -> Refusal | None:
+    """Count one more answer within a call that goes on, or return what is said if there is to be none now."""
+    if not gate.admission.knows(reservation.upstream):
+        return None
+    refused = gate.go_on(reservation)
+    return None if refused is None else refusal_of(refused, call, gate.admission.account(reservation.upstream)).refusal

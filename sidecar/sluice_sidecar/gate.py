@@ -9,7 +9,7 @@ import msgspec
 
 from sluice_core.api.quotaallocation import Priority
 from sluice_core.limits.admission import Admission
-from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation
+from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
 from sluice_core.limits.queue import Entered, Ready, TimedOut, Waiter, WaitingLine
 from sluice_core.selection import PodPolicy
 
@@ -79,6 +79,18 @@ class Gate:
         self.admission.settle(reservation, tokens=tokens, usd_micros=usd_micros, now=now)
         if self._waiting:
             self.pump()
+
+    def go_on(self, reservation: Reservation) -> Refused | None:
+        """Count one more answer within a call that goes on, or return why there is to be none now: nothing waits."""
+        answer = self.admission.go_on(reservation, self._clock())
+        if isinstance(answer, Wait):
+            self._on_shortage()
+            return Refused(reason="timed_out", obstacle=answer.obstacle, retry_at=answer.earliest)
+        return answer
+
+    def charge(self, reservation: Reservation, *, tokens: int, usd_micros: int) -> None:
+        """Charge what a call that goes on has used so far."""
+        self.admission.charge(reservation, tokens=tokens, usd_micros=usd_micros, now=self._clock())
 
     def release(self, reservation: Reservation) -> None:
         """Give everything back: the attempt never left."""

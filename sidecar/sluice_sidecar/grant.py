@@ -89,6 +89,10 @@ class Grant:
             self._breakers.cancel(self._pass, now)
             self._settle(usage, cost_usd_micros, now)
 
+    def used(self, usage: Usage, cost_usd_micros: int | None) -> None:
+        """Charge the limits with what a call that goes on has used so far."""
+        self._gate.charge(self.reservation, tokens=usage.total_tokens, usd_micros=cost_usd_micros or 0)
+
     def _settle(self, usage: Usage | None, cost_usd_micros: int | None, now: float) -> None:
         # What a later call says of a response made before was reserved then: it costs money, but no tokens again.
         tokens = usage.total_tokens if usage is not None and self._call.generating else None

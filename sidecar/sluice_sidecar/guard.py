@@ -14,7 +14,7 @@ import msgspec
 from sluice_core.api.quotaallocation import Mode
 from sluice_core.breaker import Rejected
 from sluice_core.classify import Failure
-from sluice_core.errors import RefusalCode, refuse
+from sluice_core.errors import Refusal, RefusalCode, refuse
 from sluice_core.limits.decisions import Admitted, Ask, Refused
 from sluice_core.records import Outcome
 from sluice_core.retry import (
@@ -29,7 +29,7 @@ from sluice_core.retry import (
     next_step,
 )
 from sluice_core.retry_after import Hold
-from sluice_sidecar.admit import ask_for, check_input, name_account, refusal_of
+from sluice_sidecar.admit import ask_for, check_input, name_account, refusal_of, refusal_of_more
 from sluice_sidecar.aside import LARGE_BYTES, aside
 from sluice_sidecar.attempt import UNSENDABLE, Failed, Opaque, Result, Stream, Whole, attempt, with_refill
 from sluice_sidecar.breakers import Pass
@@ -118,7 +118,7 @@ class Guard:
         raise journey.end()
 
     async def admit(self, call: Call, candidate: Candidate) -> Grant:
-        """Return what a single attempt needs, for a call that is not repeated.
+        """Return what a conversation needs, which is not repeated; what it will use is not known.
 
         Raises:
             RefusedError: a limit, the breakers or missing keys forbid it.
@@ -128,12 +128,16 @@ class Guard:
             raise _gone()
         self._descend(call, (candidate,))
         plan = self._plan(call, candidate, upstream)
-        ask = self._ask(call, plan, first=True)
+        ask = Ask(model=call.model, tokens=1, user=call.user, user_class=call.user_class)
         while True:
             try:
                 return self._walk_in(call, plan, ask, set()) or await self._line_up(call, plan, ask, set())
             except HeldError as held:
                 await self._waiters.wait_out(held, call, plan, falls_back=False)
+
+    def refusal_of_more(self, call: Call, grant: Grant) -> Refusal | None:
+        """Count one more answer within a conversation, or return what is said if there is to be none now."""
+        return refusal_of_more(call, grant.reservation, self._gate)
 
     def charge(self, call: Call, cost_usd_micros: int) -> None:
         """Charge what a call that goes on has cost so far."""

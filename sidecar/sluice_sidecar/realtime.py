@@ -9,7 +9,7 @@ from msgspec import Raw
 
 from sluice_core.answer import Answer, read_usage
 from sluice_core.classify import classify_response
-from sluice_core.errors import RefusalCode, refuse
+from sluice_core.errors import Refusal, RefusalCode, refuse
 from sluice_core.records import Outcome
 from sluice_core.usage import Usage
 from sluice_sidecar.attempt import Whole, failure_of
@@ -60,7 +60,8 @@ async def serve_websocket(
         call.outcome = Outcome.SUCCESS  # whichever side ends it: a conversation has no other end
         try:
             await application.prepare(request)
-            await relay(application, upstream, _Meter(call, grant, guard).see)
+            meter = _Meter(call, grant, guard)
+            await relay(application, upstream, meter.see, meter.ask)
         finally:
             price(call, grant, finished=True)
             grant.answered(101, call.usage, call.cost_usd_micros)
@@ -104,20 +105,52 @@ def _declined(grant: Grant, declined: DeclinedError) -> RefusedError:
 
 
 class _Meter:
-    """Adds up the usage that the answers within one WebSocket report, and charges it: it may be open for an hour."""
+    """Adds up the usage that the answers within one WebSocket report, and charges it: it may be open for an hour.
 
-    __slots__ = ("_call", "_grant", "_guard")
+    So each answer after the first has to be allowed by the limits and budgets of its moment. Of those that the upstream
+    begins by itself, when somebody has spoken, the one that a spent budget forbids ends the conversation.
+    """
+
+    __slots__ = ("_asked", "_begun", "_call", "_grant", "_guard")
 
     def __init__(self, call: Call, grant: Grant, guard: Guard) -> None:
         self._call = call
         self._grant = grant
         self._guard = guard
+        self._asked = self._begun = 0
 
-    def see(self, message: str | bytes) -> None:
-        """Take the usage out of a message that ends an answer."""
+    def ask(self, message: str | bytes) -> str | None:
+        """Return what the application is told instead of the answer that it asks for; None if it may have one."""
         data = message.encode() if isinstance(message, str) else message
-        if b'"response.done"' not in data and b'"response.completed"' not in data:
-            return
+        if b'"response.create"' not in data:
+            return None
+        refusal = self._refusal_of_more()
+        if refusal is None:
+            self._asked += 1
+        return _error(refusal) if refusal is not None else None
+
+    def see(self, message: str | bytes) -> str | None:
+        """Take the usage out of a message that ends an answer; return what is told if one has begun that must not."""
+        data = message.encode() if isinstance(message, str) else message
+        if b'"response.created"' in data:
+            return self._begin()
+        if b'"response.done"' in data or b'"response.completed"' in data:
+            self._charge(data)
+        return None
+
+    def _begin(self) -> str | None:
+        if self._begun < self._asked:
+            self._begun += 1
+            return None
+        refusal = self._refusal_of_more()
+        self._asked = self._begun = self._begun + 1
+        return _error(refusal) if refusal is not None and refusal.code is RefusalCode.BUDGET_EXCEEDED else None
+
+    def _refusal_of_more(self) -> Refusal | None:
+        first = not (self._asked or self._begun)  # it was admitted with the call
+        return None if first else self._guard.refusal_of_more(self._call, self._grant)
+
+    def _charge(self, data: bytes) -> None:
         try:
             response = _decode_event(data).response
             usage = read_usage(response.usage)
@@ -127,8 +160,15 @@ class _Meter:
             self._call.served_model = response.model or self._call.served_model
             self._call.usage = usage if self._call.usage is None else _sum(self._call.usage, usage)
             price(self._call, self._grant, finished=True)
+            self._grant.used(self._call.usage, self._call.cost_usd_micros)
             if self._call.cost_usd_micros:
                 self._guard.charge(self._call, self._call.cost_usd_micros)
+
+
+def _error(refusal: Refusal) -> str:
+    """Return a refusal as an event, in the shape that both kinds of conversation have."""
+    error = {"type": refusal.type, "code": refusal.code, "message": refusal.message, "param": None}
+    return msgspec.json.encode({"type": "error", "status": refusal.status, "error": error}).decode()
 
 
 def _sum(first: Usage, second: Usage) -> Usage:

@@ -10,9 +10,11 @@ from aiohttp import WSMsgType, web
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 CLOSE_SECONDS = 5.0
+POLICY_CODE = 1008
 KEY_PROTOCOL = "openai-insecure-api-key."
 """Browsers carry a key in a subprotocol of this prefix. It is the application's own and is dropped like its header."""
 
+Look = Callable[[str | bytes], str | None]
 Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 _END = frozenset({WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR})
 
@@ -35,12 +37,19 @@ def is_handshake_field(name: str) -> bool:
 
 
 async def relay(
-    application: web.WebSocketResponse, upstream: aiohttp.ClientWebSocketResponse, seen: Callable[[str | bytes], None]
+    application: web.WebSocketResponse,
+    upstream: aiohttp.ClientWebSocketResponse,
+    seen: Look,
+    asked: Look,
 ) -> None:
-    """Pass messages both ways until one side ends; `seen` is shown each message of the upstream."""
+    """Pass messages both ways until one side ends.
+
+    `asked` is shown each message of the application, `seen` each one of the upstream. What they return is told to the
+    application instead; for one of the upstream that is the end.
+    """
     directions = {
-        asyncio.create_task(_pass_on(application, upstream, None)),
-        asyncio.create_task(_pass_on(upstream, application, seen)),
+        asyncio.create_task(_pass_on(application, upstream, asked, told=application)),
+        asyncio.create_task(_pass_on(upstream, application, seen, told=application)),
     }
     try:
         await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -50,16 +59,21 @@ async def relay(
         await asyncio.gather(*directions, return_exceptions=True)
 
 
-async def _pass_on(source: Socket, sink: Socket, seen: Callable[[str | bytes], None] | None) -> None:
+async def _pass_on(source: Socket, sink: Socket, look: Look, *, told: Socket) -> None:
     while True:
         message = await source.receive()
         if message.type in _END:
             await sink.close(code=source.close_code or 1011)
             return
-        if seen is not None and message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-            seen(message.data)
+        instead = look(message.data) if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) else None
         try:
-            await _send(sink, message)
+            if instead is None:
+                await _send(sink, message)
+                continue
+            await told.send_str(instead)
+            if told is sink:
+                await sink.close(code=POLICY_CODE)
+                return
         except (ConnectionError, RuntimeError):
             return
 

@@ -11,7 +11,7 @@ from sluice_core.limits.accounts import UNALLOCATED, Account, budgets_of
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
 from sluice_core.limits.demand import demands_of, left_behind, reported
 from sluice_core.limits.keys import LEASED, Dimension, Layer, pattern_for
-from sluice_core.limits.meters import AHEAD_SECONDS, Meter, RateMeter
+from sluice_core.limits.meters import AHEAD_SECONDS, REQUEST_UNIT, SLOT_UNIT, Meter, RateMeter
 from sluice_core.limits.spent_budgets import SpentBudgets
 from sluice_core.selection import PodPolicy
 from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease, SpentShare, UserAnswer, UserReport
@@ -19,6 +19,8 @@ from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease, SpentSha
 _MAX_RETIRED = 64
 _ANSWER_SECONDS = 0.5
 """How long the answer to a report takes, as a rule."""
+_ONE_MORE = (1, 1, 1, 0, 1)
+"""Of each unit but slots: what an answer within a call uses at least."""
 _MAX_OPEN = 65_536
 """Calls that are remembered as not over; more at once no process can have."""
 
@@ -138,6 +140,36 @@ class Admission:
         self._open.pop(reservation.id, None)
         for meter, slot in zip(reservation.meters, reservation.slots, strict=True):
             meter.adjust(slot, -reservation.amounts[meter.unit], now)
+
+    # --- one call that goes on: a conversation over a WebSocket
+
+    def go_on(self, reservation: Reservation, now: float) -> Wait | Refused | None:
+        """Count one more answer within a call that goes on and return None, or return what is in the way of it."""
+        account = self._accounts.get(reservation.upstream)
+        if account is None:
+            return None
+        meters = [meter for meter in account.meters_of(reservation.ask, now) if meter.unit != SLOT_UNIT]
+        answer = self._exhaustion(account, now) or _obstruction(tuple(meters), _ONE_MORE, now)
+        if answer is not None:
+            account.refusals.take(1, now)
+            if account.mode is Mode.ENFORCE:
+                return answer
+        for meter in meters:
+            if meter.unit == REQUEST_UNIT:
+                meter.take(1, now)
+        return None
+
+    def charge(self, reservation: Reservation, *, tokens: int, usd_micros: int, now: float) -> None:
+        """Charge what a call that goes on has used so far, in all; `settle` charges the rest."""
+        if not reservation.open:
+            return
+        before = reservation.amounts
+        requests, known_tokens, known_usd, slots, known_of_user = before
+        after = (requests, max(tokens, known_tokens), max(usd_micros, known_usd), slots, max(tokens, known_of_user))
+        for meter in reservation.meters:
+            if more := after[meter.unit] - before[meter.unit]:
+                meter.take(more, now)
+        reservation.amounts = after
 
     # --- the waiting line -------------------------------------------------------------------------------------------
 
