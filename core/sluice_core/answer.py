@@ -188,7 +188,7 @@ def answer_of(endpoint: Endpoint, fields: AnswerBody) -> Answer:
         served_model=fields.model,
         service_tier=fields.service_tier,
         finish_reason=_finish_reason(fields),
-        failure=_failure(fields) if endpoint in _FAILS_IN_BAND else None,
+        failure=_failure(endpoint, fields) if fields.error is not None or fields.status is not None else None,
         response_id=fields.id,
         response_status=fields.status,
     )
@@ -210,8 +210,10 @@ def most_telling(reasons: Iterable[str | None]) -> str | None:
     return next((reason for reason in FINISH_REASONS if reason in present), min(present, default=None))
 
 
-def _failure(fields: AnswerBody) -> Failure | None:
+def _failure(endpoint: Endpoint, fields: AnswerBody) -> Failure | None:
     """Return the failure inside a 200: a response that failed, or an error object where an answer should be."""
+    if endpoint not in _FAILS_IN_BAND:
+        return None
     if fields.status == "failed":
         return classify_error(fields.error or UpstreamError(code="server_error"))
     if fields.error is not None and fields.status is None:

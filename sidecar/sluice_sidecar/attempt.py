@@ -181,19 +181,16 @@ def _receive_whole(
     body = response.take() if decoder is None else None
     if body is None or not response.ended or len(body) > LARGE_BYTES:
         return _gather_whole(response, decoder, order, body or b"")
-    # As small as most, it came with its head.
-    return _as_read(response, body, read_answer(order.endpoint, response.status, body), decoded=False)
+    answer = read_answer(order.endpoint, response.status, body)  # as small as most, it came with its head
+    whole = Whole(status=response.status, reason=response.reason, fields=response.fields, body=body, answer=answer)
+    return whole if answer.failure is None else Failed(failure=answer.failure, whole=whole)
 
 
 async def _gather_whole(response: UpstreamResponse, decoder: Decoder | None, order: Order, begun: bytes) -> Result:
     body = await _read(response, decoder, MAX_WHOLE_BYTES, begun)
     place = order.endpoint, response.status
     answer = read_answer(*place, body) if len(body) <= LARGE_BYTES else await aside(read_answer, *place, body)
-    return _as_read(response, body, answer, decoded=decoder is not None)
-
-
-def _as_read(response: UpstreamResponse, body: bytes, answer: Answer, *, decoded: bool) -> Whole | Failed:
-    whole = _whole(response, body, answer, decoded=decoded)
+    whole = _whole(response, body, answer, decoded=decoder is not None)
     return whole if answer.failure is None else Failed(failure=answer.failure, whole=whole)
 
 

@@ -10,7 +10,7 @@ from typing import Final
 from sluice_sidecar.call import Call
 from sluice_sidecar.telemetry.logs import report_fault
 
-MOST_AT_ONCE: Final = 32
+MOST_AT_ONCE: Final = 16
 """More would save little, and hold other calls up."""
 
 LARGEST_KEPT_BYTES: Final = 64 * 1024
