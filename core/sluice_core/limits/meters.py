@@ -219,8 +219,11 @@ class RateMeter(Meter):
         slots = max(2, round(self.ahead_seconds / window.slot_seconds))
         denied = self._denied.expire(now)
         lately = self._denied.recent(round(self.ahead_seconds / _DENIED_SLOT_SECONDS) + 1, now)
+        arrivals = window.recent(slots, now)
+        if window.slot_seconds > self.ahead_seconds:  # of a day: so many came in a slot, but it is far longer
+            arrivals = math.ceil(arrivals * self.ahead_seconds / window.slot_seconds)
         # As much will be asked for as lately; and less than one call is of no use to those who were refused.
-        peak = window.peak(window.recent(slots, now) + lately, slots, now)
+        peak = window.peak(arrivals + lately, slots, now)
         return self.waiting + max(peak, window.used + (self._largest_denied if denied else 0))
 
     def lasting(self, now: float) -> int:

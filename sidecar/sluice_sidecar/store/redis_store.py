@@ -32,6 +32,8 @@ LONGEST_SECONDS: Final = 8.0
 """However many pods there are: a slice lasts for several calls."""
 LEAST_GAP_SECONDS: Final = 0.05
 """Between calls of a pod that is in a hurry; it doubles while the hurry brings nothing."""
+_LEAST_AHEAD_SECONDS: Final = 1.5
+"""Demand is told for no shorter time ahead: with less, each call would bring too little for those who wait."""
 _STUMBLE_SECONDS: Final = 5.0
 _FIRST_RETRY_SECONDS: Final = 0.25
 _LONGEST_RETRY_SECONDS: Final = 4.0
@@ -136,7 +138,8 @@ class RedisStore:
             raise
         self._succeeded(answer.learning_seconds)
         if not stopping:
-            admission.apply_leases(answer.leases, sent_at=sent_at)
+            ahead = max(_LEAST_AHEAD_SECONDS, answer.interval_seconds)
+            admission.apply_leases(answer.leases, sent_at=sent_at, interval_seconds=ahead)
             self._hurry.weigh(answer.leases)
             self._peer.gate.pump()
         self._hurry.most_seconds = seconds = max(BUSY_SECONDS / 2, min(LONGEST_SECONDS, answer.interval_seconds))

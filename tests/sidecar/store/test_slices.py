@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from sluice_core.limits.redis_slices import SliceAnswerError, SliceCall, slice_answer
+from sluice_core.api.quotaallocation import StoreType
+from sluice_core.api.upstream import Limits
+from sluice_core.limits.admission import Admission
+from sluice_core.limits.decisions import Admitted, Ask
+from sluice_core.limits.redis_slices import SliceAnswerError, SliceCall, slice_answer, slice_call
+from sluice_core.selection import PodPolicy
+from sluice_core.snapshot import AllocationPolicy, QuotaPolicy, StorePolicy, UpstreamPolicy
 
 LEASE_MS = 30_000
 ENDS_MS = 93_000
@@ -252,6 +258,49 @@ def test_spare_slices_of_a_day_are_small(account: Account, stops: int, most: int
     assert spare == most if stops != STOPS_MS else spare >= most
     account.now += LEASE_MS + 1  # and was killed
     assert account.one("b", 10_000, capacity=10_000, stops=stops) == 10_000 - 100 - spare
+
+
+def test_a_killed_pod_takes_no_more_of_a_day_than_it_used(timed: Any) -> None:
+    """What was lent to a busy pod and not used is there again within two minutes, not after 24 hours."""
+    limits = Limits(requests_per_day=10_000, requests_per_minute=0, tokens_per_minute=0, concurrency=0)
+    quota = QuotaPolicy(
+        key="team/quota",
+        upstream="team/openai",
+        store=StorePolicy(type=StoreType.REDIS, url="redis://x", name=f"day-{next(_accounts)}"),
+        allocations=(AllocationPolicy(name="chat", share_percent=100),),
+    )
+    upstream = UpstreamPolicy(key="team/openai", base_url="http://x", limits=limits)
+    policy = PodPolicy(
+        namespace="team",
+        revision="1",
+        upstreams={"team/openai": upstream},
+        quotas={"team/openai": (quota, quota.allocations[0])},
+    )
+    pods = {name: Admission() for name in ("killed", "other")}
+    for admission in pods.values():
+        admission.configure(policy)
+    sequences = itertools.count(1)
+
+    def take(name: str, now: float) -> int:
+        demands = pods[name].demands_of("team/openai", now)
+        call = slice_call(
+            pods[name].account("team/openai"), demands, server=RUN, pod=name, sequence=next(sequences), stopping=False
+        )
+        leases = slice_answer(call, timed.call(call.keys, call.arguments, round(now * 1000))).leases
+        pods[name].apply_leases(leases, sent_at=now)
+        return leases[0].amount
+
+    take("killed", 1000.0)
+    timed.client.hset(f"sluice:{{{quota.store.name}}}", "settled", 1)
+    used = 0
+    for second in range(1001, 1601):
+        take("killed", second)
+        for _ in range(2):
+            used += isinstance(pods["killed"].reserve("team/openai", Ask(), second), Admitted)
+    for _ in range(12_000):
+        pods["other"].deny("team/openai", Ask(), 1720.0)
+    assert used == 1200
+    assert 0 <= 10_000 - used - take("other", 1720.0) <= 50
 
 
 def test_a_great_many_pods_call_less_often(timed: Any, account: Account) -> None:
