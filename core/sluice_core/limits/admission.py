@@ -11,7 +11,7 @@ from sluice_core.limits.accounts import UNALLOCATED, Account, budgets_of
 from sluice_core.limits.decisions import Admitted, Ask, Obstacle, Refused, Reservation, Wait
 from sluice_core.limits.demand import demands_of, left_behind, reported
 from sluice_core.limits.keys import LEASED, Dimension, Layer, pattern_for
-from sluice_core.limits.meters import AHEAD_SECONDS, REQUEST_UNIT, SLOT_UNIT, Meter, RateMeter
+from sluice_core.limits.meters import AHEAD_SECONDS, REQUEST_UNIT, SLOT_UNIT, Meter, RateMeter, SlotMeter
 from sluice_core.limits.spent_budgets import SpentBudgets
 from sluice_core.selection import PodPolicy
 from sluice_core.sync import AllocationGauge, Demand, Exhausted, Lease, SpentShare, UserAnswer, UserReport
@@ -163,6 +163,9 @@ class Admission:
         """Charge what a call that goes on has used so far, in all; `settle` charges the rest."""
         if not reservation.open:
             return
+        for meter, slot in zip(reservation.meters, reservation.slots, strict=True):
+            if isinstance(meter, SlotMeter):
+                meter.slots.renew(slot, now)
         before = reservation.amounts
         requests, known_tokens, known_usd, slots, known_of_user = before
         after = (requests, max(tokens, known_tokens), max(usd_micros, known_usd), slots, max(tokens, known_of_user))

@@ -180,6 +180,12 @@ class SlotPool:
             held = now - taken[0]
             self.hold_average_seconds += 0.1 * (max(0.0, held) - self.hold_average_seconds)
 
+    def renew(self, slot: int, now: float) -> None:
+        """Hold a slot for as long again, because its call shows that it goes on."""
+        taken = self._expiry.pop(slot, None)
+        if taken is not None:
+            self._expiry[slot] = (taken[0], now + self.hold_seconds)
+
     def untake(self, slot: int) -> None:
         """Free a slot as if it had not been taken: how long it was held says nothing."""
         self._expiry.pop(slot, None)

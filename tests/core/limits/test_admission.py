@@ -180,6 +180,22 @@ def test_what_uses_no_tokens_waits_for_none() -> None:
     admit(admission, 1.0, user="u")
 
 
+def test_a_call_that_goes_on_is_charged_as_it_goes_and_keeps_its_slot() -> None:
+    """A conversation of an hour holds its slot as long as answers come, and what they use counts when they come."""
+    admission = sole(policy(limits(requests_per_minute=2, tokens_per_minute=1000, concurrency=1)))
+    talk = admit(admission, 0.0, tokens=1)
+    for now in range(300, 3600, 300):
+        assert admission.go_on(talk, float(now)) is None
+        admission.charge(talk, tokens=now, usd_micros=0, now=float(now))
+        assert used(admission, Dimension.TOKENS, float(now)) == (300 if now > 300 else 299)
+        assert used(admission, Dimension.CONCURRENCY, float(now)) == 1
+    assert admission.go_on(talk, 3301.0) is None
+    assert isinstance(admission.go_on(talk, 3302.0), Wait)
+    admission.settle(talk, tokens=None, usd_micros=None, now=3303.0)
+    assert used(admission, Dimension.CONCURRENCY, 3303.0) == 0
+    assert used(admission, Dimension.TOKENS, 3303.0) == 300
+
+
 def test_models_that_match_a_pattern_share_its_limit_and_others_do_not() -> None:
     """The most specific pattern applies, on top of the whole."""
     rows = (
