@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
@@ -72,7 +73,11 @@ class Trouble(StrEnum):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run shows. `throttled` are the upstream's own 429s; percentages of use are of the limit, over a minute."""
+    """What a run shows. `throttled` are the upstream's own 429s; percentages of use are of the limit, over a minute.
+
+    The mean is of the minutes that end at each second after the first minute. The last minute alone is the one of a
+    moment: permits come back in the waves in which they went.
+    """
 
     limit_per_minute: int
     offered: int
@@ -82,6 +87,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     throttled_percent: float
     best_minute_percent: float
     last_minute_percent: float
+    mean_minute_percent: float
     most_in_a_minute: int
 
 
@@ -94,6 +100,10 @@ def judge(starts: list[float], throttled: int, limit: int, offered: int, refused
             first += 1
         most = max(most, index - first + 1)
     last = sum(at > starts[-1] - WINDOW_SECONDS for at in starts) if starts else 0
+    ends = (
+        [starts[0] + second for second in range(int(WINDOW_SECONDS), int(starts[-1] - starts[0]) + 1)] if starts else []
+    )
+    minutes = [bisect_right(starts, end) - bisect_right(starts, end - WINDOW_SECONDS) for end in ends]
     return Figures(
         limit_per_minute=limit,
         offered=offered,
@@ -103,6 +113,7 @@ def judge(starts: list[float], throttled: int, limit: int, offered: int, refused
         throttled_percent=round(100.0 * throttled / max(1, len(starts) + throttled), 3),
         best_minute_percent=round(100.0 * most / limit, 1),
         last_minute_percent=round(100.0 * last / limit, 1),
+        mean_minute_percent=round(100.0 * sum(minutes) / max(1, len(minutes)) / limit, 1),
         most_in_a_minute=most,
     )
 
@@ -202,14 +213,15 @@ def main() -> int:
     parser.add_argument("--trouble", type=Trouble, choices=list(Trouble), default=Trouble.NONE)
     given = parser.parse_args()
     met = True
-    print("| limit | offered | served | upstream 429s | % | refused by Sluice | best minute | last minute |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("| limit | offered | served | upstream 429s | % | refused by Sluice | best minute | last minute | mean |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for by_tokens in (False, True):
         found = asyncio.run(run(given.seconds, given.limit, by_tokens=by_tokens, trouble=given.trouble))
         unit = f"{found.limit_per_minute * TOKENS_PER_CALL} tokens" if by_tokens else f"{found.limit_per_minute} calls"
         print(
             f"| {unit} a minute | {found.offered} | {found.admitted} | {found.throttled} | {found.throttled_percent} "
-            f"| {found.refused} | {found.best_minute_percent} % | {found.last_minute_percent} % |",
+            f"| {found.refused} | {found.best_minute_percent} % | {found.last_minute_percent} % "
+            f"| {found.mean_minute_percent} % |",
             flush=True,
         )
         met &= found.throttled_percent < MAX_THROTTLED_PERCENT and found.best_minute_percent > LEAST_USE_PERCENT

@@ -28,3 +28,5 @@ def test_the_judge_counts_over_sliding_minutes() -> None:
 
     assert (found.most_in_a_minute, found.best_minute_percent, found.last_minute_percent) == (60, 100.0, 100.0)
     assert found.throttled_percent == round(100 / 91, 3)
+    gap = judge([*(float(at) for at in range(60)), 120.0], 0, 60, 61, 0)
+    assert gap.mean_minute_percent == round(100 * (sum(range(60)) + 1) / 61 / 60, 1)
