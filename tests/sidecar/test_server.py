@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sluice_sidecar.downstream import BodyTooLargeError, BrokenBodyError, Downstream
@@ -448,6 +448,7 @@ _FRAGMENTS = st.sampled_from(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(_FRAGMENTS, min_size=1, max_size=14), st.integers(1, 80))
+@example([b"HEAD /h HTTP/1.0\r\n", b"\r\n", b"GET / HTTP/1.1\r\n"], 1)
 def test_bytes_are_taken_for_the_requests_that_aiohttp_takes_them_for(fragments: list[bytes], cut: int) -> None:
     """Another parser beside it, as strict: whatever is sent, the same calls are answered, up to the first doubt."""
     text = b"".join(fragments)
@@ -469,7 +470,9 @@ def test_bytes_are_taken_for_the_requests_that_aiohttp_takes_them_for(fragments:
         protocol = server()
         transport = _Transport()
         protocol.connection_made(transport)
-        for piece in (text[:cut], text[cut:]):
+        # aiohttp drops a request with which something doubtful has come, so it is given one byte after the other.
+        pieces = (text[:cut], text[cut:]) if ours else tuple(text[at : at + 1] for at in range(len(text)))
+        for piece in pieces:
             if piece and not transport.closed and not transport.paused:
                 protocol.data_received(piece)
             for _ in range(30):
