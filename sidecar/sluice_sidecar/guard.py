@@ -1,4 +1,4 @@
-"""Stages four and five of the pipeline: each attempt admitted by the limits, guarded by breakers, repeated by rule.
+"""Stage five of the pipeline: what is tried, how often, and what follows from what comes of it.
 
 One budget of attempts and time covers the whole call, whatever it tries: retries, other keys, fallbacks.
 """
@@ -11,11 +11,9 @@ from typing import assert_never
 
 import msgspec
 
-from sluice_core.api.quotaallocation import Mode
-from sluice_core.breaker import Rejected
 from sluice_core.classify import Failure
-from sluice_core.errors import Refusal, RefusalCode, refuse
-from sluice_core.limits.decisions import Admitted, Ask, Refused
+from sluice_core.errors import Refusal, RefusalCode
+from sluice_core.limits.decisions import Ask
 from sluice_core.records import Outcome
 from sluice_core.retry import (
     Fallback,
@@ -28,15 +26,13 @@ from sluice_core.retry import (
     Step,
     next_step,
 )
-from sluice_core.retry_after import Hold
-from sluice_sidecar.admit import ask_for, check_input, name_account, refusal_of, refusal_of_more
+from sluice_sidecar.admit import ask_for, check_input, name_account, refusal_of_more
 from sluice_sidecar.aside import LARGE_BYTES, aside
 from sluice_sidecar.attempt import UNSENDABLE, Failed, Opaque, Result, Stream, Whole, attempt, with_refill
-from sluice_sidecar.breakers import Pass
 from sluice_sidecar.call import Call
 from sluice_sidecar.deadlines import Deadlines
+from sluice_sidecar.entrance import Entrance, gone
 from sluice_sidecar.errors import RefusedError
-from sluice_sidecar.gate import Passed
 from sluice_sidecar.governor import Governor
 from sluice_sidecar.grant import Grant
 from sluice_sidecar.headers import BadFieldError
@@ -45,13 +41,12 @@ from sluice_sidecar.journey import Journey
 from sluice_sidecar.ladder import Levels
 from sluice_sidecar.order import order_for
 from sluice_sidecar.plan import Plan, degraded_plan, smaller
-from sluice_sidecar.refusals import circuit_open, no_credential
 from sluice_sidecar.relay import TOO_LATE
 from sluice_sidecar.replay import Replay
 from sluice_sidecar.settle import lose
 from sluice_sidecar.static_answer import static_answer
 from sluice_sidecar.steering import Candidate, Candidates
-from sluice_sidecar.upstream import NO_KEY, Key, Upstream
+from sluice_sidecar.upstream import Upstream
 
 _TOO_LONG = "context_length_exceeded"
 _OPENS_FALLBACKS = frozenset({RefusalCode.CIRCUIT_OPEN, RefusalCode.NO_CREDENTIAL, RefusalCode.NO_ROUTE})
@@ -82,8 +77,8 @@ class Guard:
         self._governor = governor
         self._deadlines = Deadlines()
         self._gate = governor.gate
+        self._entrance = Entrance(governor)
         self._admission = governor.admission
-        self._breakers = governor.breakers
         self._estimator = governor.estimator
         self._pacing = governor.pacing
         self._holds = governor.pacing.holds
@@ -125,13 +120,15 @@ class Guard:
         """
         upstream = self._governor.upstreams.get(candidate.upstream)
         if upstream is None:
-            raise _gone()
+            raise gone()
         self._descend(call, (candidate,))
         plan = self._plan(call, candidate, upstream)
         ask = Ask(model=call.model, tokens=1, user=call.user, user_class=call.user_class)
         while True:
             try:
-                return self._walk_in(call, plan, ask, set()) or await self._line_up(call, plan, ask, set())
+                return self._entrance.walk_in(call, plan, ask, set()) or await self._entrance.line_up(
+                    call, plan, ask, set()
+                )
             except HeldError as held:
                 await self._waiters.wait_out(held, call, plan, falls_back=False)
 
@@ -148,7 +145,7 @@ class Guard:
         call = journey.call
         upstream = self._governor.upstreams.get(candidate.upstream)
         if upstream is None:
-            journey.refused(_gone())
+            journey.refused(gone())
             return None
         plan = self._plan(call, candidate, upstream)
         tried: set[str | None] = set()
@@ -157,7 +154,9 @@ class Guard:
             ask = self._ask(call, plan, first=journey.attempts == 0)
             while True:
                 try:
-                    grant = self._walk_in(call, plan, ask, tried) or await self._line_up(call, plan, ask, tried)
+                    grant = self._entrance.walk_in(call, plan, ask, tried) or await self._entrance.line_up(
+                        call, plan, ask, tried
+                    )
                 except HeldError as held:
                     falls_back = journey.next_fallback() is not NextFallback.NONE
                     await self._waiters.wait_out(held, call, plan, falls_back=falls_back)
@@ -243,78 +242,6 @@ class Guard:
         call.reserved_tokens, call.estimated_input_tokens = estimate.tokens, estimate.input_tokens
         return ask_for(call, plan.upstream, estimate) if call.generating else Ask()
 
-    # --- limits and breakers
-
-    def _walk_in(self, call: Call, plan: Plan, ask: Ask, tried: set[str | None]) -> Grant | None:
-        """Return what the next attempt needs if there is enough and nobody waits, as most; None if it has to line up.
-
-        Raises:
-            RefusedError: the breakers or missing keys forbid it.
-        """
-        if plan.key not in self._governor.upstreams:
-            raise _gone()
-        now = call.clock()
-        key, granted = self._leave(call, plan, tried, now)
-        admitted = self._gate.walk_in(plan.key, ask, plan.priority, len(call.attempts) + call.client_retry, now)
-        if admitted is None:
-            self._breakers.cancel(granted, now)  # a probe must not wait in line
-            return None
-        return self._grant(call, plan, key, granted, admitted, now)
-
-    async def _line_up(self, call: Call, plan: Plan, ask: Ask, tried: set[str | None]) -> Grant:
-        """Return what the next attempt needs once it is its turn.
-
-        Raises:
-            RefusedError: a limit forbids it, or by then the breakers or missing keys.
-        """
-        retry = len(call.attempts) + call.client_retry
-        deadline = min(call.clock() + plan.max_wait_seconds, call.answer_deadline)
-        passed = self._gate.submit(plan.key, ask, plan.priority, retry, deadline)
-        if isinstance(passed, int):
-            passed = await self._gate.wait(passed)
-        if isinstance(passed, Refused):
-            raise refusal_of(passed, call, plan.account)
-        call.queue_seconds += passed.waited_seconds
-        now = call.clock()
-        try:
-            key, granted = self._leave(call, plan, tried, now)
-        except RefusedError:
-            self._gate.release(passed.reservation)
-            raise
-        return self._grant(call, plan, key, granted, passed, now)
-
-    def _grant(self, call: Call, plan: Plan, key: Key, granted: Pass, admitted: Admitted | Passed, now: float) -> Grant:
-        if admitted.would_refuse is not None:
-            call.would_refuse = admitted.would_refuse.name
-        return Grant(call, plan, key, granted, admitted.reservation, self._breakers, self._gate, now)
-
-    def _leave(self, call: Call, plan: Plan, tried: set[str | None], now: float) -> tuple[Key, Pass]:
-        """Return the first key that the breakers let through; keys that this call has tried come last.
-
-        Raises:
-            RefusedError: there is none.
-        """
-        upstream = plan.key
-        keys = (NO_KEY,) if call.keeps_authorization else plan.upstream.keys
-        if not keys:
-            raise RefusedError(no_credential(upstream), Outcome.CREDENTIAL_ERROR)
-        earliest: float | None = None
-        held: Hold | None = None
-        for key in sorted(keys, key=lambda key: key.name in tried) if tried else keys:
-            if self._holds.any and plan.account.mode is not Mode.SHADOW:
-                hold = self._holds.of((upstream, call.model, key.name), now)
-                if hold is not None:
-                    held = hold if held is None or hold.until < held.until else held
-                    continue
-            answer = self._breakers.allow(upstream, call.model, key.name, now)
-            if not isinstance(answer, Rejected):
-                return key, answer
-            earliest = answer.until if earliest is None else min(earliest, answer.until)
-        if held is not None:
-            raise HeldError(upstream, held, now)
-        call.refused_by = f"{upstream}/breaker"
-        raise RefusedError(circuit_open(upstream, (earliest or now) - now))
-
     # --- one attempt and what follows
 
     async def _attempt(self, journey: Journey, plan: Plan, grant: Grant) -> Result:
@@ -379,10 +306,6 @@ class Guard:
 
 def _opens_fallbacks(refused: RefusedError) -> bool:
     return isinstance(refused, HeldError) or refused.refusal.code in _OPENS_FALLBACKS
-
-
-def _gone() -> RefusedError:
-    return RefusedError(refuse(RefusalCode.NO_ROUTE, "The rule names an upstream that is gone."))
 
 
 def _static(call: Call, candidate: Candidate) -> Static | None:
