@@ -42,8 +42,11 @@ _CALL = {
     "status": "HTTP status that the application got; 0 if it got none",
     "outcome": "How the call ended, see below",
     "error_code": "The upstream's error code, or Sluice's",
-    "refused_by": "What refused it: quota, allocation and dimension, or the upstream's breaker",
-    "would_refuse": "What would have refused it, in Shadow mode",
+    "refused_by": (
+        "What refused it: quota, allocation and limit (`requests`, `tokens`, `requests-day`, `concurrency`; "
+        "`model/...`, `user/...`, `user/money-day`; `budget`, `level/...`), or the upstream's breaker"
+    ),
+    "would_refuse": "What would have refused it, in Shadow mode, under the same name",
     "attempts": "Every try, in order, see below",
     "fallback": "Index of the fallback that answered, from 0",
     "cache": "Where answers are kept: `Hit`, `Stale`, `Coalesced`, `Miss` or `Bypass`; also in `x-sluice-cache`",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from sluice_core.errors import Refusal, RefusalCode, refuse
 from sluice_core.limits.admission import Account
-from sluice_core.limits.decisions import Ask, Refused, Reservation
+from sluice_core.limits.decisions import Ask, Obstacle, Refused, Reservation
 from sluice_core.limits.estimate import Estimate
+from sluice_core.limits.keys import Layer
 from sluice_sidecar.call import Call, user_hash
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.gate import Gate
@@ -53,12 +56,29 @@ def ask_for(call: Call, upstream: Upstream, estimate: Estimate) -> Ask:
     )
 
 
+def policy_of(account: Account) -> str:
+    """Return whose refusal it is, as headers, records and metrics name it: quota and allocation."""
+    return f"{account.quota.key if account.quota is not None else account.key}/{account.allocation_name}"
+
+
+def limit_name(account: Account, obstacle: Obstacle) -> str:
+    """Return how records and metrics name a limit, whether it refuses or, in Shadow mode, would refuse."""
+    match obstacle.layer:
+        case Layer.USER | Layer.MODEL:
+            limit = f"{obstacle.layer.value.lower()}/{obstacle.dimension.value}"
+        case Layer.ALLOCATION:
+            limit = obstacle.dimension.value
+        case Layer.BUDGET:
+            limit = "budget"
+        case _:
+            assert_never(obstacle.layer)
+    return f"{policy_of(account)}/{limit}"
+
+
 def refusal_of(refused: Refused, call: Call, account: Account) -> RefusedError:
     """Return the end of a call that a limit refuses."""
-    quota = account.quota.key if account.quota is not None else account.key
-    policy = f"{quota}/{account.allocation_name}"
-    call.refused_by = f"{policy}/{refused.obstacle.dimension.value}"
-    return RefusedError(limited(refused, policy, call.clock()))
+    call.refused_by = limit_name(account, refused.obstacle)
+    return RefusedError(limited(refused, policy_of(account), call.clock()))
 
 
 def refusal_of_more(call: Call, reservation: Reservation, gate: Gate) -> Refusal | None:

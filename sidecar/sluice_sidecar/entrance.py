@@ -11,7 +11,7 @@ from sluice_core.errors import RefusalCode, refuse
 from sluice_core.limits.decisions import Admitted, Ask, Refused
 from sluice_core.records import Outcome
 from sluice_core.retry_after import Hold
-from sluice_sidecar.admit import refusal_of
+from sluice_sidecar.admit import limit_name, refusal_of
 from sluice_sidecar.breakers import Pass
 from sluice_sidecar.call import Call
 from sluice_sidecar.errors import RefusedError
@@ -73,7 +73,7 @@ class Entrance:
 
     def _grant(self, call: Call, plan: Plan, key: Key, granted: Pass, admitted: Admitted | Passed, now: float) -> Grant:
         if admitted.would_refuse is not None:
-            call.would_refuse = admitted.would_refuse.name
+            call.would_refuse = limit_name(plan.account, admitted.would_refuse)
         return Grant(call, plan, key, granted, admitted.reservation, self._breakers, self._gate, now)
 
     def _leave(self, call: Call, plan: Plan, tried: set[str | None], now: float) -> tuple[Key, Pass]:

@@ -22,7 +22,7 @@ from sluice_core.ladder import FULL, RANK, Standing
 from sluice_core.limits.admission import Account
 from sluice_core.limits.decisions import Obstacle, Refused
 from sluice_core.limits.keys import Dimension, Layer
-from sluice_sidecar.admit import refusal_of
+from sluice_sidecar.admit import limit_name, policy_of, refusal_of
 from sluice_sidecar.call import Call
 from sluice_sidecar.errors import RefusedError
 from sluice_sidecar.refusals import below_service
@@ -190,30 +190,31 @@ def _fixed(candidates: Candidates) -> Candidates:
 
 def _would_refuse(standing: Standing, call: Call, account: Account) -> None:
     spent = standing.level is Level.ECONOMY and standing.saves_until is not None
-    call.would_refuse = _budget_of(account).name if spent else f"{_place(account)}/level/{standing.level.value}"
+    call.would_refuse = limit_name(account, _budget_of(account)) if spent else _level_name(account, standing)
     account.refusals.take(1, call.clock())
 
 
 def _refusal(standing: Standing, call: Call, account: Account) -> RefusedError:
-    policy = f"{account.quota.key if account.quota is not None else account.key}/{account.allocation_name}"
-    call.refused_by = f"{policy}/level/{standing.level.value}"
+    call.refused_by = _level_name(account, standing)
     wait = standing.until - call.clock() if standing.until is not None else account.ladder.retry_after_seconds
-    return RefusedError(below_service(standing, policy, max(0.0, wait)))
+    return RefusedError(below_service(standing, policy_of(account), max(0.0, wait)))
 
 
 def decision(call: Call) -> str:
     """Return what the header says of a call that the level of service made cheaper, or answered."""
-    standing, quota = call.standing or FULL, call.quota.key if call.quota is not None else ""
+    standing = call.standing or FULL
+    quota, allocation = call.quota, call.allocation
+    policy = f"{quota.key}/{allocation.name}" if quota is not None and allocation is not None else ""
     code = RefusalCode.BUDGET_EXCEEDED if standing.saves_until is not None else RefusalCode.DEGRADED
     if standing.cause is Cause.BREAKER:
         code = RefusalCode.CIRCUIT_OPEN
     cause = standing.cause.value if standing.cause is not None else ""
-    return f'degraded; code={code}; level={standing.level.value}; cause={cause}; policy="{quota}"'
+    return f'degraded; code={code}; level={standing.level.value}; cause={cause}; policy="{policy}"'
 
 
 def _budget_of(account: Account) -> Obstacle:
-    return Obstacle(name=f"{_place(account)}/budget", layer=Layer.BUDGET, dimension=Dimension.MONEY_DAY)
+    return Obstacle(name=f"{policy_of(account)}/budget", layer=Layer.BUDGET, dimension=Dimension.MONEY_DAY)
 
 
-def _place(account: Account) -> str:
-    return f"{account.key}/{account.allocation_name}"
+def _level_name(account: Account, standing: Standing) -> str:
+    return f"{policy_of(account)}/level/{standing.level.value}"

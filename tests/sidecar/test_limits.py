@@ -131,7 +131,8 @@ def test_shadow_refuses_nothing_and_says_what_it_would(start: Any, client: Clien
     chat = client(sidecar.base_url)
     answers = [create(chat) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200] * 3
-    assert "requests" in sidecar.record(answers[2].headers["x-sluice-call-id"])["wouldRefuse"]
+    record = sidecar.record(answers[2].headers["x-sluice-call-id"])
+    assert record["wouldRefuse"] == "team/openai-quota/chat/requests"  # as in `refusedBy` where it refuses
     assert sidecar.metric("sluice_refusals_total", mode="Shadow") == 2
 
 

@@ -67,7 +67,7 @@ def test_economy_by_hand_makes_calls_cheaper(start: Any, client: Client, mock: A
 
     assert answer.status_code == 200
     assert (mock.ledger.last.model_requested, mock.ledger.last.max_tokens) == ("gpt-4.1-nano", 20)
-    said = 'degraded; code=degraded; level=Economy; cause=Hand; policy="team/openai-quota"'
+    said = 'degraded; code=degraded; level=Economy; cause=Hand; policy="team/openai-quota/chat"'
     assert answer.headers["x-sluice-decision"] == said
     record = sidecar.record(answer.headers["x-sluice-call-id"])
     assert (record["level"], record["levelCause"], record["degraded"]) == ("Economy", "Hand", True)
@@ -333,7 +333,7 @@ def test_an_open_breaker_leads_to_the_level_written_for_it(
     answer = create(api)
 
     assert (answer.status_code, text_of(answer)) == (200, SORRY)
-    decision = 'degraded; code=circuit_open; level=Static; cause=Breaker; policy="team/openai-quota"'
+    decision = 'degraded; code=circuit_open; level=Static; cause=Breaker; policy="team/openai-quota/chat"'
     assert answer.headers["x-sluice-decision"] == decision
     assert len(mock.ledger) == sent
     assert sidecar.metric("sluice_level_calls_total", level="Static", cause="Breaker") == 1
@@ -385,7 +385,7 @@ def test_shadow_mode_counts_a_level_and_applies_none(
 
     assert (answer.status_code, mock.ledger.last.model_requested) == (200, "gpt-4.1")
     record = sidecar.record(answer.headers["x-sluice-call-id"])
-    assert record["wouldRefuse"] == f"team/openai/chat/level/{level.value}"
+    assert record["wouldRefuse"] == f"team/openai-quota/chat/level/{level.value}"
     assert not {"level", "degraded"} & record.keys()
     assert sidecar.metric("sluice_refusals_total", mode="Shadow") == 1
     assert sidecar.metric("sluice_level_calls_total") == 0

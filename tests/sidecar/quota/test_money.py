@@ -224,7 +224,7 @@ def test_shadow_mode_spends_on(
     assert answer.status_code == 200
     assert mock.ledger.last.model_requested == "gpt-4.1"
     record = sidecar.record(answer.headers["x-sluice-call-id"])
-    assert "budget" in record["wouldRefuse"]
+    assert record["wouldRefuse"] == "team/openai-quota/chat/budget"
     assert "degraded" not in record
     assert sidecar.metric("sluice_refusals_total", mode="Shadow") == 1
     assert sidecar.status()["allocations"][0]["refused"] == 1
