@@ -13,12 +13,13 @@ from sluice_core.api.base import GROUP
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("name", help="name of the CanarySplit")
-    if parser.get_default("verb") == "promote":
+    verb = parser.get_default("verb")
+    if verb == "promote":
         parser.add_argument("--full", action="store_true", help="skip the steps that are left")
     add_source_arguments(parser)
     parser.epilog = (
         "The request is an annotation with a fresh token; the operator carries each token out once. "
-        f"The same without this command: kubectl annotate canarysplit NAME --overwrite {GROUP}/pause=$(date +%%s)"
+        f"The same without this command: kubectl annotate canarysplit NAME --overwrite {GROUP}/{verb}=$(date +%s)"
     )
 
 

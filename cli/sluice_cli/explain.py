@@ -78,7 +78,7 @@ def explain(record: CallRecord) -> Iterator[str]:
     if record.cache is not None:
         yield _KEPT[record.cache]
     if record.fallback is not None:
-        yield f"answered by fallback {record.fallback + 1}"
+        yield f"answered by fallback {record.fallback}, counted from 0"
     yield from _result(record)
 
 
@@ -87,7 +87,7 @@ _KEPT = {
     CacheUse.STALE: "answered by a kept answer past its time",
     CacheUse.COALESCED: "answered with an identical call that was under way; nothing more was asked of the upstream",
     CacheUse.MISS: "no answer to such a call was kept",
-    CacheUse.BYPASS: "its answer may differ each time, so none is kept",
+    CacheUse.BYPASS: "no answer to such a call is kept; the header x-sluice-cache said why",
 }
 
 

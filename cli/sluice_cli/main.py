@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().parse_args(arguments[:1])  # prints the help or the error, and exits
         return 2
     verb = arguments[0]
-    module = importlib.import_module(VERBS[verb][0])
-    parser = argparse.ArgumentParser(prog=f"sluice {verb}", description=VERBS[verb][1].capitalize() + ".")
+    source, summary = VERBS[verb]
+    module = importlib.import_module(source)
+    parser = argparse.ArgumentParser(prog=f"sluice {verb}", description=f"{summary[0].upper()}{summary[1:]}.")
     parser.set_defaults(verb=verb)
     module.add_arguments(parser)
     try:

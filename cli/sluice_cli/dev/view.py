@@ -76,7 +76,7 @@ def _why(record: CallRecord) -> str:
     if record.cache is not None and record.cache in ANSWERED:
         return f"cache: {record.cache.value.lower()}"
     if record.fallback is not None:
-        return f"fallback {record.fallback + 1}"
+        return f"fallback {record.fallback}"
     if len(record.attempts) > 1:
         return f"{len(record.attempts)} attempts"
     if record.queue_ms >= 1:
