@@ -98,7 +98,7 @@ def _admission(record: CallRecord) -> Iterator[str]:
     if record.level is not None:
         yield f"level of service: {record.level.value}, by {(record.level_cause or Cause.HAND).value.lower()}"
     if record.refused_by:
-        yield f"refused by {record.refused_by} ({record.error_code})"
+        yield f"refused by {record.refused_by}{f' ({record.error_code})' if record.error_code else ''}"
     if record.would_refuse:
         yield f"would have been refused by {record.would_refuse}, but its allocation is in Shadow mode"
     if record.degraded:

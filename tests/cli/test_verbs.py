@@ -31,8 +31,8 @@ def test_the_help_keeps_names_as_they_are_written(capsys: pytest.CaptureFixture[
     assert "OpenAI API" in capsys.readouterr().out
 
 
-def test_explain_counts_fallbacks_as_the_header_does() -> None:
-    """The first is 0, in `x-sluice-fallback`, in the record and here."""
+def test_explain_tells_of_a_call_that_a_fallback_answered() -> None:
+    """The first is 0, as in `x-sluice-fallback` and in the record."""
     record = CallRecord(
         call_id="call-1",
         time=0.0,
@@ -42,7 +42,9 @@ def test_explain_counts_fallbacks_as_the_header_does() -> None:
         outcome=Outcome.SUCCESS,
         fallback=0,
         cache=CacheUse.BYPASS,
+        refused_by="team/openai/breaker",
     )
     told = list(explain(record))
+    assert "refused by team/openai/breaker" in told  # the answer was another's, so there is no error
     assert "answered by fallback 0, counted from 0" in told
     assert "no answer to such a call is kept; the header x-sluice-cache said why" in told
