@@ -31,5 +31,8 @@ def run(args: argparse.Namespace) -> int:
     except ClusterError as error:
         print(f"sluice {args.verb}: {error}", file=sys.stderr)
         return 2
-    print(f"canarysplit/{args.name}: {verb} requested; `sluice status {args.name}` shows what comes of it")
+    look = ["sluice status", args.name]
+    look += ["-n", args.namespace] if args.namespace else []
+    look += ["--dev", args.dev] if args.dev else []
+    print(f"canarysplit/{args.name}: {verb} requested; `{' '.join(look)}` shows what comes of it")
     return 0

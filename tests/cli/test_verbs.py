@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sluice_cli.cluster import Dev
 from sluice_cli.explain import explain
 from sluice_cli.main import main
 from sluice_core.api.modelroute import Endpoint
@@ -19,6 +20,17 @@ def test_the_help_tells_the_annotation_that_does_the_same(verb: str, capsys: pyt
     assert f"kubectl annotate canarysplit NAME --overwrite sluice.dev/{verb}=$(date +%s)" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_what_is_printed_looks_where_the_request_was_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Namespace and address are those of the request."""
+    asked: list[tuple[str, object]] = []
+    monkeypatch.setattr(Dev, "_ask", lambda _, path, order=None: asked.append((path, order)))
+    assert main(["pause", "chat", "-n", "shop", "--dev", "http://127.0.0.1:9"]) == 0
+    assert [path for path, _ in asked] == ["/dev/annotate"]
+    assert "`sluice status chat -n shop --dev http://127.0.0.1:9`" in capsys.readouterr().out
 
 
 def test_the_help_keeps_names_as_they_are_written(capsys: pytest.CaptureFixture[str]) -> None:
