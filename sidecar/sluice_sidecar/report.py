@@ -147,32 +147,40 @@ _STATES = {"Closed": 0.0, "HalfOpen": 1.0, "Open": 2.0}
 def readings(governor: Governor) -> Iterable[Reading]:
     """Return the gauges, read at the time of the scrape."""
     now = governor.clock()
-    board = list(governor.breakers.not_closed())[:MAX_BREAKERS]
+    yield from _of_breakers(governor)
+    yield from _of_limits(governor, now)
+    yield from _of_pacing(governor, now)
+    yield from _of_process(governor)
+    yield from _of_stores(governor)
+    yield from cache_readings(governor.answers)
+    yield "sluice_sync_healthy", "Whether the sync channel works.", (), [((), _sync_healthy(governor))]
+
+
+def _of_breakers(governor: Governor) -> Iterable[Reading]:
     known = governor.metrics.known_models
     states: dict[tuple[str, ...], float] = {}
-    for (upstream, model, credential), state, _ in board:
+    for (upstream, model, credential), state, _ in list(governor.breakers.not_closed())[:MAX_BREAKERS]:
         label = "" if model is None else model if model in known else "other"
         place = (upstream, label, credential or "")
         states[place] = max(states.get(place, 0.0), _STATES[state.value])
+    text = "Breakers that are not closed: 1 half-open, 2 open."
+    yield "sluice_breaker_state", text, ("upstream", "model", "credential"), list(states.items())
+
+
+def _of_limits(governor: Governor, now: float) -> Iterable[Reading]:
     gauges = governor.admission.gauges(now)
-    names = [(each.quota, each.allocation) for each in gauges]
-    yield (
-        "sluice_breaker_state",
-        "Breakers that are not closed: 1 half-open, 2 open.",
-        ("upstream", "model", "credential"),
-        list(states.items()),
-    )
+    names: list[tuple[str, ...]] = [(each.quota, each.allocation) for each in gauges]
     for name, text, values in (
         ("sluice_queue_depth", "Calls waiting in line.", [each.waiting for each in gauges]),
         ("sluice_window_requests", "Requests admitted in the last minute.", [each.used_requests for each in gauges]),
         ("sluice_window_tokens", "Tokens admitted in the last minute.", [each.used_tokens for each in gauges]),
     ):
-        yield (
-            name,
-            text,
-            ("quota", "allocation"),
-            [(label, float(value)) for label, value in zip(names, values, strict=True)],
-        )
+        figures = [(label, float(value)) for label, value in zip(names, values, strict=True)]
+        yield name, text, ("quota", "allocation"), figures
+
+
+def _of_pacing(governor: Governor, now: float) -> Iterable[Reading]:
+    known = governor.metrics.known_models
     paces: dict[tuple[str, ...], float] = {}
     for (upstream, model), pace in governor.pacing.paces(now):
         paced = (upstream, model if not model or model in known else "other")
@@ -180,11 +188,14 @@ def readings(governor: Governor) -> Iterable[Reading]:
     text = "Part of the limit that is used while the upstream throttles; absent at full pace."
     yield "sluice_pace", text, ("upstream", "model"), list(paces.items())
     held: dict[tuple[str, ...], float] = {}
-    for (upstream, model, _), seconds in governor.pacing.holds.in_force(now):
-        waits = (upstream, (model or "") if not model or model in known else "other")
+    for (upstream, held_model, _), seconds in governor.pacing.holds.in_force(now):
+        waits = (upstream, (held_model or "") if not held_model or held_model in known else "other")
         held[waits] = max(seconds, held.get(waits, 0.0))
     text = "How long no call may go because the upstream asked for it by Retry-After; absent otherwise."
     yield "sluice_hold_seconds", text, ("upstream", "model"), list(held.items())
+
+
+def _of_process(governor: Governor) -> Iterable[Reading]:
     yield "sluice_in_flight", "Calls in flight.", (), [((), float(governor.in_flight))]
     yield "sluice_policy_info", "The policy in force.", ("revision",), [((governor.revision,), 1.0)]
     yield "sluice_policy_good", "Whether the newest policy was accepted.", (), [((), float(not governor.source.error))]
@@ -195,6 +206,9 @@ def readings(governor: Governor) -> Iterable[Reading]:
     counted: dict[tuple[str, ...], float] = {("exact",): counter.exact, ("estimated",): counter.estimated}
     text = "Inputs whose tokens were counted or estimated; absent unless exact counting is on."
     yield "sluice_token_counts_total", text, ("how",), list(counted.items()) if counter.enabled else []
+
+
+def _of_stores(governor: Governor) -> Iterable[Reading]:
     stores = list(governor.stores)
     for name, text, figures in (
         ("sluice_store_healthy", "Whether the store answers.", [float(not each.error) for each in stores]),
@@ -204,8 +218,6 @@ def readings(governor: Governor) -> Iterable[Reading]:
     ):
         labels = [(each.upstream,) for each in stores]
         yield name, text, ("upstream",), list(zip(labels, figures, strict=True))
-    yield from cache_readings(governor.answers)
-    yield "sluice_sync_healthy", "Whether the sync channel works.", (), [((), _sync_healthy(governor))]
 
 
 def _learning(store: RedisStore) -> float:

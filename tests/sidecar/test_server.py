@@ -391,7 +391,7 @@ async def test_a_head_that_does_not_come_to_its_end_holds_no_connection() -> Non
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
         await writer.drain()
         async with asyncio.timeout(5):
-            while not server.connections or not (connection := next(iter(server.connections)))._head_since:  # noqa: ASYNC110
+            while not server.connections or not (connection := next(iter(server.connections)))._head_since:  # noqa: ASYNC110 - the server tells nobody of this
                 await asyncio.sleep(0)
         now = asyncio.get_running_loop().time()
         connection.look_at_clock(now + HEAD_SECONDS / 2)
@@ -414,7 +414,7 @@ async def test_a_client_is_read_no_faster_than_its_body_is_taken() -> None:
     async with serving(late) as (port, server):
         call = asyncio.create_task(talk(port, post("/", body, "Connection: close")))
         async with asyncio.timeout(5):
-            while not server.connections or not (connection := next(iter(server.connections)))._paused:  # noqa: ASYNC110
+            while not server.connections or not (connection := next(iter(server.connections)))._paused:  # noqa: ASYNC110 - the server tells nobody of this
                 await asyncio.sleep(0)
         assert connection._held < 1_000_000
         go_on.set()
