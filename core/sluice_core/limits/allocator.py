@@ -143,8 +143,10 @@ class Allocator:
 
     def interval_seconds(self, holder: str, longest: float, shortest: float) -> float:
         """Return after how long a pod should report again, between the two."""
-        intervals = (ledger.interval_seconds(holder, longest, shortest) for ledger in self._ledgers.values())
-        return min(intervals, default=longest)
+        session = self._sessions.get(holder)
+        places = (self._place(lease.limit) for lease in session.leases) if session is not None else ()
+        ledgers = (place[0] for place in places if place is not None and place[0] is not None)
+        return min((ledger.interval_seconds(holder, longest, shortest) for ledger in ledgers), default=longest)
 
     def stop(self, holder: str, sequence: int, demands: Sequence[Demand], now: float) -> None:
         """Take a pod's last report: its leases are free at once, what it used leaves the windows."""
